@@ -1,0 +1,5 @@
+"""`python -m nullarm`."""
+
+from nullarm.cli import main
+
+main()

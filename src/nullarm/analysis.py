@@ -1,0 +1,247 @@
+"""From the store to verdicts: the declared contrasts, judged on per-item measurements of finished cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nullarm.errors import StudyError
+from nullarm.stats.design import Design as ContrastDesign
+from nullarm.stats.judge import (
+    apply_holm,
+    judge_equivalence,
+    judge_non_inferiority,
+    judge_problem,
+    judge_superiority,
+    withhold,
+)
+from nullarm.stats.noise import Noise
+from nullarm.stats.pairing import LongScores, PairedScores, Problem, pair_scores
+from nullarm.stats.power import minimum_detectable_effect
+from nullarm.stats.verdict import Judgement, Verdict
+from nullarm.store.files import write_json
+from nullarm.store.record import FinishedCell
+from nullarm.store.study_store import StudyStore, analysis_hash
+from nullarm.store.tables import ITEMS
+from nullarm.study.plan import Cell
+from nullarm.study.spec import Contrast, Study
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A judged contrast and the cells it rests on."""
+
+    contrast: Contrast
+    judgement: Judgement
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a study directory allows to be said."""
+
+    findings: tuple[Finding, ...]
+    exploratory: bool
+    """The analysis is not the one that was declared before the first cell ran."""
+    analysis_hash: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What the protocol adds, as JSON data."""
+
+    @property
+    def primary(self) -> Finding:
+        """The contrast that answers the question."""
+        return next(f for f in self.findings if f.contrast.primary)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `analysis.json`."""
+        return {
+            "verdict": self.primary.judgement.verdict.value,
+            "exploratory": self.exploratory,
+            "analysis_hash": self.analysis_hash,
+            "findings": [
+                {
+                    **f.judgement.to_json(),
+                    "treatment": f.contrast.treatment,
+                    "control": f.contrast.control,
+                    "kind": f.contrast.kind,
+                    "primary": f.contrast.primary,
+                    "cells": list(f.cells),
+                }
+                for f in self.findings
+            ],
+            **self.extra,
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell that has per-item measurements."""
+
+    cell: Cell
+    finished: FinishedCell
+
+
+def measured_cells(store: StudyStore, stages: Iterable[str]) -> list[Measured]:
+    """The finished cells of `stages` that have an arm and per-item measurements, in plan order."""
+    wanted = set(stages)
+    pairs = [(cell, store.finished(cell.id)) for cell in store.plan if cell.stage in wanted and cell.arm]
+    return [Measured(c, f) for c, f in pairs if f is not None and ITEMS in f.record.artefacts]
+
+
+def analyse(store: StudyStore, stages: Sequence[str], extra: Mapping[str, Any] | None = None) -> Analysis:
+    """Judge the declared contrasts.
+
+    Args:
+        store: The study directory.
+        stages: Stages whose cells measure arms.
+        extra: What the protocol adds.
+
+    Raises:
+        StudyError: The declared metric is not among the measurements.
+    """
+    study = store.lock.study
+    cells = measured_cells(store, stages)
+    obstacle = _obstacle(store, study)
+    scores = _scores(cells, study) if obstacle is None else None
+    judged = [
+        withhold(c.name, Verdict.INVALID, obstacle, alpha=study.analysis.alpha, margin=_margin(study, c))
+        if scores is None and obstacle is not None
+        else _judge(study, c, scores)
+        for c in study.analysis.contrasts
+    ]
+    findings = tuple(
+        Finding(contrast, judgement, _rests_on(contrast, cells))
+        for contrast, judgement in zip(study.analysis.contrasts, apply_holm(judged), strict=True)
+    )
+    return Analysis(findings, store.lock.exploratory, analysis_hash(study), dict(extra or {}))
+
+
+def write_analysis(store: StudyStore, analysis: Analysis) -> None:
+    """Write `analysis.json`."""
+    write_json(store.paths.analysis, analysis.to_json())
+
+
+def least_attainable_p(study: Study) -> dict[str, float | None]:
+    """Of each declared contrast; None where the test has no such bound."""
+    designs = {c.name: contrast_design(study, c) for c in study.analysis.contrasts}
+    return {name: design.least_p if design.test != "paired_t" else None for name, design in designs.items()}
+
+
+def refusals(study: Study) -> tuple[str, ...]:
+    """Why a contrast of this study can show nothing, for each one that cannot."""
+    faults = [(c.name, contrast_design(study, c).fault()) for c in study.analysis.contrasts]
+    return tuple(f"contrast {name!r}: {fault}" for name, fault in faults if fault)
+
+
+def primary_effect(study: Study) -> float | None:
+    """Minimum detectable effect of the primary contrast at 80 % power, in units of the metric.
+
+    None without an expected standard deviation, or when the design can show nothing at all.
+    """
+    design = contrast_design(study, study.analysis.primary)
+    if study.analysis.expected_sd is None or design.fault():
+        return None
+    noise = Noise(study.analysis.expected_sd)
+    return minimum_detectable_effect(design, noise, rng=np.random.default_rng(study.analysis.seed))
+
+
+def contrast_design(study: Study, contrast: Contrast) -> ContrastDesign:
+    """The design of one contrast, as the statistics engine knows it."""
+    return ContrastDesign(
+        seeds=len(study.seeds),
+        controls=study.arms[contrast.control].replicates,
+        alpha=study.analysis.alpha,
+        test=contrast.test,
+        draws=study.analysis.resamples - 1,
+        family=len(study.analysis.contrasts),
+    )
+
+
+def _obstacle(store: StudyStore, study: Study) -> str | None:
+    """Why no verdict may be given, whatever the numbers."""
+    if study.smoke:
+        return "this is a smoke run, which never enters a verdict"
+    stopped = [(cell, f.record) for cell in store.plan if (f := store.finished(cell.id)) and f.record.outcome != "ok"]
+    if stopped and study.analysis.incomplete == "invalid":
+        cell, record = stopped[0]
+        return f"{cell.label}: {record.reason}"
+    missing = [cell for cell in store.plan if store.finished(cell.id) is None]
+    if missing and study.analysis.incomplete == "invalid":
+        return f"{len(missing)} of {len(store.plan)} cells are not finished, the first: {missing[0].label}"
+    return None
+
+
+def _scores(cells: Sequence[Measured], study: Study) -> LongScores:
+    tables = [(m.cell, m.finished.table(ITEMS)) for m in cells]
+    metric = study.analysis.metric
+    for _, table in tables:
+        if metric not in table.column_names or not str(table.schema.field(metric).type).startswith("double"):
+            known = [f.name for f in table.schema if str(f.type) == "double"]
+            raise StudyError(f"analysis.metric {metric!r} is not measured", valid=known)
+    lengths = [len(table) for _, table in tables]
+    clustered = all("cluster" in t.column_names and t["cluster"].null_count == 0 for _, t in tables)
+    return LongScores(
+        arm=np.repeat([cell.arm or "" for cell, _ in tables], lengths),
+        replicate=np.repeat([cell.replicate or 1 for cell, _ in tables], lengths),
+        seed=np.repeat([cell.seed for cell, _ in tables], lengths),
+        item=_column(tables, "item"),
+        score=_column(tables, metric),
+        cluster=_column(tables, "cluster") if clustered and tables else None,
+    )
+
+
+def _column(tables: Sequence[tuple[Cell, Any]], name: str) -> Any:
+    columns = [table[name].to_numpy(zero_copy_only=False) for _, table in tables]
+    values = np.concatenate(columns) if columns else np.array([])
+    return values.astype(str) if values.dtype == object else values
+
+
+def _judge(study: Study, contrast: Contrast, scores: LongScores | None) -> Judgement:
+    analysis = study.analysis
+    if scores is None:
+        raise StudyError(f"contrast {contrast.name!r} has no measurements")
+    arms = [contrast.treatment, contrast.control]
+    seeds: Sequence[int] | None = study.seeds
+    if analysis.incomplete == "drop_seed":
+        seeds = _complete_seeds(scores, study, arms)
+    paired = pair_scores(scores, arms=arms, seeds=seeds)
+    margin = _margin(study, contrast)
+    if isinstance(paired, Problem):
+        return judge_problem(contrast.name, paired, alpha=analysis.alpha, margin=margin)
+    return _judge_paired(study, contrast, paired, margin)
+
+
+def _judge_paired(study: Study, contrast: Contrast, paired: PairedScores, margin: float) -> Judgement:
+    analysis = study.analysis
+    treated = paired.replicates(contrast.treatment).mean(axis=1)
+    controls = paired.replicates(contrast.control)
+    rng = np.random.default_rng([analysis.seed, *contrast.name.encode()])
+    shared: dict[str, Any] = {
+        "alpha": analysis.alpha, "margin": margin, "rng": rng,
+        "clusters": paired.clusters, "resamples": analysis.resamples,
+    }  # fmt: skip
+    if contrast.kind == "equivalence":
+        return judge_equivalence(contrast.name, treated, controls, **shared)
+    if contrast.kind == "non_inferiority":
+        return judge_non_inferiority(contrast.name, treated, controls, **shared)
+    draws = analysis.resamples - 1
+    return judge_superiority(contrast.name, treated, controls, test=contrast.test, draws=draws, **shared)
+
+
+def _complete_seeds(scores: LongScores, study: Study, arms: Sequence[str]) -> list[int]:
+    """The seeds at which both arms have all their replicates."""
+    have = set(zip(np.asarray(scores.arm).tolist(), np.asarray(scores.replicate).tolist(),
+                   np.asarray(scores.seed).tolist(), strict=True))  # fmt: skip
+    wanted = [(arm, k) for arm in arms for k in range(1, study.arms[arm].replicates + 1)]
+    return [seed for seed in study.seeds if all((arm, k, seed) in have for arm, k in wanted)]
+
+
+def _margin(study: Study, contrast: Contrast) -> float:
+    return study.analysis.margin if contrast.margin is None else contrast.margin
+
+
+def _rests_on(contrast: Contrast, cells: Sequence[Measured]) -> tuple[str, ...]:
+    return tuple(m.cell.id for m in cells if m.cell.arm in (contrast.treatment, contrast.control))

@@ -1,0 +1,90 @@
+"""The command line: one file per command, each a thin layer over the library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+import nullarm
+from nullarm.errors import Interrupted, NullarmError
+
+COMMANDS = {
+    "analyze": "Judge the declared contrasts on what a study directory holds.",
+    "audit": "Audit the singular spectra of a PEFT adapter.",
+    "demo": "Run the built-in tiny study, from training to verdicts and report.",
+    "init": "Write a study file to start from.",
+    "logs": "Print what a cell has printed.",
+    "plan": "Show cells, power, time, disk and cost before anything runs.",
+    "power": "What a design can detect, and how many seeds it takes.",
+    "preflight": "Check this machine against a plan.",
+    "report": "Write the HTML and Markdown report of a study directory.",
+    "resume": "Go on with a study directory.",
+    "run": "Run a study: every open cell, then verdicts and report.",
+    "status": "Show how far a study is.",
+}
+"""Every command with its short help, so that `--help` imports none of them; a test holds both together."""
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"nullarm.cli.{cmd_name}"), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"nullarm.cli.{cmd_name} has no command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(nullarm.__version__, prog_name="nullarm")
+def cli() -> None:
+    """Controlled experiments on the insides and the compression of language models.
+
+    Exit codes: 0 ok · 2 usage · 3 preflight · 4 cells failed · 5 invalid or contaminated · 6 inconclusive (with
+    --require-verdict) · 7 budget or runtime limit · 8 integrity · 9 undertrained · 10 model · 11 another study's directory ·
+    12 newer format · 13 storage · 14 adapter · 15 dataset · 75 preempted · 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Entry point: every error is one line on standard error and an exit code."""
+    try:
+        code = cli.main(prog_name="nullarm", standalone_mode=False)
+    except NullarmError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _complain(error.format_message(), next_command="nullarm --help")
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; what was committed is kept", next_command="nullarm resume DIR")
+        sys.exit(Interrupted.exit_code)
+    except Exception as error:
+        if os.environ.get("NULLARM_TRACEBACK"):
+            raise
+        _complain(
+            f"internal error: {type(error).__name__}: {error}",
+            next_command="again with NULLARM_TRACEBACK=1, and report it",
+        )
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(problem: str, next_command: str = "") -> None:
+    line = " ".join(problem.split())
+    click.echo(
+        click.style("error: ", fg="red", bold=True) + line + (f"; next: {next_command}" if next_command else ""),
+        err=True,
+    )

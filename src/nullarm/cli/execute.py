@@ -1,0 +1,99 @@
+"""What `run`, `resume` and `demo` share: run the open cells, conclude, print, and choose the exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from nullarm.cli.options import print_json
+from nullarm.cli.progress import ProgressView
+from nullarm.errors import CellsFailed, Inconclusive, InvalidResult, Undertrained
+
+if TYPE_CHECKING:
+    from nullarm.conduct import Conclusion
+    from nullarm.engines.base import Engine
+    from nullarm.runner import RunResult
+    from nullarm.store.paths import StudyPaths
+    from nullarm.store.study_store import StudyStore
+
+
+def execute(store: StudyStore, engine: str, at_once: int | None, *, require_verdict: bool, as_json: bool) -> None:
+    """Run, conclude, print.
+
+    Raises:
+        CellsFailed: Some cells failed.
+        Undertrained: The gate of a probe failed.
+        InvalidResult: The primary verdict is INVALID.
+        Inconclusive: There is no verdict and one was required.
+        Preempted: SIGTERM or SIGUSR1 arrived; running cells were stopped at a safe point.
+    """
+    from nullarm.conduct import conclude, run
+    from nullarm.training.signals import stop_on_signals
+
+    open_before = sum(entry.state != "done" for entry in store.journal.entries())
+    if open_before:
+        with ProgressView() as view, stop_on_signals() as stop:
+            result = run(store, make_engine(store, engine, at_once), view.show, stop)
+    else:
+        click.echo("everything is done: no cell is open", err=True)
+        result = None
+    conclusion = conclude(store)
+    if as_json:
+        print_json(
+            {"directory": str(store.paths.root), "report": str(conclusion.report), **conclusion.analysis.to_json()}
+        )
+    else:
+        click.echo(conclusion.closing)
+        click.echo(f"\nreport: {conclusion.report}")
+    raise_for(store, result, conclusion, require_verdict=require_verdict)
+
+
+def raise_for(store: StudyStore, result: RunResult | None, conclusion: Conclusion, *, require_verdict: bool) -> None:
+    """Raise what the exit code has to say."""
+    root = store.paths.root
+    if result and result.failed:
+        cell_id, reason = next(iter(result.failed.items()))
+        raise CellsFailed(
+            f"{len(result.failed)} cell(s) failed, the first: {cell_id}: {reason}",
+            next_command=f"`nullarm logs {root} {cell_id}`, then `nullarm resume {root}`",
+        )
+    for cell in store.plan:
+        finished = store.finished(cell.id)
+        if finished and finished.record.outcome == "undertrained":
+            raise Undertrained(
+                f"{cell.label}: {finished.record.reason}", next_command="train longer, or lower the gate, and run again"
+            )
+    primary = conclusion.analysis.primary.judgement
+    if primary.verdict == "INVALID":
+        raise InvalidResult(f"the primary contrast {primary.name!r} has no valid answer: {primary.reason}")
+    if require_verdict and primary.verdict in ("INCONCLUSIVE", "INSUFFICIENT_DATA"):
+        raise Inconclusive(f"the primary contrast {primary.name!r} is {primary.verdict}: {primary.reason}")
+
+
+def make_engine(store: StudyStore, name: str, at_once: int | None) -> Engine:
+    """The engine called `name`, sized for the study's cells."""
+    from nullarm.engines.fake import FakeEngine, Faults
+    from nullarm.engines.inline import InlineEngine
+    from nullarm.engines.local import LocalEngine
+
+    resources = store.lock.study.resources
+    if name == "inline":
+        return InlineEngine()
+    if name == "fake":
+        return FakeEngine(Faults(seed=0, kill=0.2, lie=0.1, vanish=0.1, repeat=0.1), at_once or 2)
+    return LocalEngine(resources.cpus, resources.gpus, at_once)
+
+
+def detach(paths: StudyPaths, engine: str, at_once: int | None) -> None:
+    """Start `nullarm resume` in a session of its own, which the end of this terminal does not reach."""
+    command = [sys.executable, "-m", "nullarm", "resume", str(paths.root.absolute()), "--engine", engine]
+    command += ["--at-once", str(at_once)] if at_once else []
+    with open(paths.coordinator_log, "ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    click.echo(f"running in the background as process {process.pid}")
+    click.echo(f"watch: nullarm status {paths.root}    output: {paths.coordinator_log}    stop: kill {process.pid}")

@@ -1,0 +1,91 @@
+"""`nullarm plan`: everything that can be known before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nullarm.cli.options import json_option, print_json, study_options
+from nullarm.cli.progress import duration
+
+
+@click.command(help="Show cells, power, time, disk and cost before anything runs.")
+@study_options
+@click.option("--device", help="Estimate for this kind of machine (cpu, rtx4090, a100-40, a100-80, h100, h200, l40s).")
+@click.option("--at-once", type=click.IntRange(1), default=None, help="Cells at a time in the time estimate.")
+@click.option("--cells", "list_cells", is_flag=True, help="List every cell with what it needs.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the study file instead.")
+@json_option
+def plan(
+    study: str, overrides: tuple[str, ...], profile: str | None, device: str | None, at_once: int | None,
+    list_cells: bool, schema: bool, as_json: bool,
+) -> None:  # fmt: skip
+    from nullarm.conduct import prepare
+    from nullarm.protocols.schema import study_schema
+
+    if schema:
+        print_json(study_schema())
+        return
+    device_override = (f"resources.device={device}",) if device else ()
+    prepared = prepare(study, overrides=(*overrides, *device_override), profile=profile)
+    facts = _facts(prepared, at_once)
+    if as_json:
+        print_json({**facts, "cells": [{**cell.to_json(), "seconds": cell.estimate.seconds} for cell in prepared.plan]})
+        return
+    _print_facts(facts)
+    if list_cells:
+        for cell in prepared.plan:
+            needs = ", ".join(f"{role} {need[:8]}" for role, need in cell.needs.items())
+            click.echo(f"  {cell.id[:8]}  {cell.label:<34} {duration(cell.estimate.seconds):>8}  {needs}")
+
+
+def _facts(prepared: Any, at_once: int | None) -> dict[str, Any]:
+    from nullarm.engines.local import LocalEngine
+    from nullarm.sites.devices import find_device
+
+    study, plan_, design = prepared.study, prepared.plan, prepared.design
+    device = find_device(study.resources.device)
+    slots = at_once or (1 if study.resources.device else LocalEngine(study.resources.cpus, study.resources.gpus).room())
+    wall_s = plan_.wall_seconds(slots)
+    stages: dict[str, int] = {}
+    for cell in plan_:
+        stages[cell.stage] = stages.get(cell.stage, 0) + 1
+    return {
+        "study": study.name, "question": study.question, "protocol": study.protocol, "smoke": study.smoke,
+        "plan_hash": plan_.hash, "n_cells": len(plan_), "stages": stages,
+        "dependencies": sum(len(cell.needs) for cell in plan_), "seeds": list(study.seeds),
+        "alpha": study.analysis.alpha, "margin": study.analysis.margin, "metric": study.analysis.metric,
+        "least_attainable_p": dict(design.least_p),
+        "minimum_detectable_effect": design.minimum_detectable_effect,
+        "notes": list(design.notes), "refusals": list(design.refusals),
+        "device": device.name, "cells_at_once": slots, "estimated_seconds": wall_s,
+        "estimated_disk_bytes": plan_.disk_bytes,
+        "estimated_cost": wall_s / 3600 * (study.budget.price_per_hour or device.price_per_hour),
+    }  # fmt: skip
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    stages = ", ".join(f"{count} {stage}" for stage, count in facts["stages"].items())
+    effect = facts["minimum_detectable_effect"]
+    lines = [
+        f"{facts['study']}{' (smoke: never enters a verdict)' if facts['smoke'] else ''}: {facts['question']}",
+        f"  cells          {facts['n_cells']} ({stages}), {facts['dependencies']} dependencies, seeds {facts['seeds']}",
+        *(
+            f"  least p        {name}: {'any (continuous test)' if p is None else f'{p:.2g}'} (α = {facts['alpha']})"
+            for name, p in facts["least_attainable_p"].items()
+        ),
+        f"  detectable     {_effect(effect, facts)}",
+        f"  time           about {duration(facts['estimated_seconds'])} on {facts['device']}, {facts['cells_at_once']} at once",
+        f"  disk           about {facts['estimated_disk_bytes'] / 1e6:.1f} MB",
+        f"  cost           about ${facts['estimated_cost']:.2f}",
+        *(f"  note           {note}" for note in facts["notes"]),
+        *(f"  refused        {refusal}" for refusal in facts["refusals"]),
+    ]
+    click.echo("\n".join(lines))
+
+
+def _effect(effect: float | None, facts: dict[str, Any]) -> str:
+    if effect is None:
+        return "unknown: set analysis.expected_sd, or measure it with `nullarm power --pilot DIR`"
+    return f"{effect:.4f} in {facts['metric']} at 80 % power; margin δ = {facts['margin']}"

@@ -1,0 +1,32 @@
+"""`nullarm run`: every open cell of a study, then verdicts and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nullarm.cli.execute import detach, execute
+from nullarm.cli.options import directory_option, engine_options, json_option, study_options
+
+
+@click.command(help="Run a study: every open cell, then verdicts and report.")
+@study_options
+@directory_option
+@engine_options
+@click.option("--detach", "detached", is_flag=True, help="Run in the background, output in DIR/run.log.")
+@click.option("--require-verdict", is_flag=True, help="Exit with 6 when the primary verdict is inconclusive.")
+@json_option
+def run(
+    study: str, overrides: tuple[str, ...], profile: str | None, directory: Path | None, engine: str,
+    at_once: int | None, detached: bool, require_verdict: bool, as_json: bool,
+) -> None:  # fmt: skip
+    from nullarm.conduct import default_directory, lay_down, prepare
+
+    prepared = prepare(study, overrides=overrides, profile=profile)
+    root = directory or default_directory(prepared.study)
+    store = lay_down(prepared, root)
+    if detached:
+        detach(store.paths, engine, at_once)
+        return
+    execute(store, engine, at_once, require_verdict=require_verdict, as_json=as_json)

@@ -1,0 +1,105 @@
+"""From a study file to a verdict, in four steps a notebook can take one by one: prepare, lay_down, run, conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nullarm.analysis import Analysis, write_analysis
+from nullarm.engines.base import Engine
+from nullarm.errors import StudyError
+from nullarm.protocols import find_protocol
+from nullarm.protocols.base import Design, Protocol
+from nullarm.report import write_html, write_markdown
+from nullarm.runner import Runner, RunResult, RunState
+from nullarm.store.study_store import StudyStore
+from nullarm.store.tables import export_tables
+from nullarm.study.load import load_study
+from nullarm.study.plan import Plan
+from nullarm.study.shipped import study_path
+from nullarm.study.spec import Study
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that was read, planned and found able to answer its question."""
+
+    study: Study
+    protocol: Protocol
+    plan: Plan
+    design: Design
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a study directory allows to be said."""
+
+    analysis: Analysis
+    closing: str
+    """The block to print at the end."""
+    report: Path
+
+
+def prepare(study: str | Study, *, overrides: Sequence[str] = (), profile: str | None = None) -> Prepared:
+    """Read a study file and plan it.
+
+    Args:
+        study: A path, the name of a shipped study, or a study.
+        overrides: `dotted.key=value` settings.
+        profile: Name of a profile of the file.
+
+    Raises:
+        StudyError: The file is wrong.
+    """
+    if isinstance(study, str):
+        study = load_study(study_path(study), overrides=overrides, profile=profile)
+    protocol = find_protocol(study.protocol)
+    plan = protocol.plan(study)
+    return Prepared(study, protocol, plan, protocol.design(study, plan))
+
+
+def default_directory(study: Study) -> Path:
+    """Where a study's directory is when nobody says otherwise."""
+    return Path("runs") / (f"{study.name}-smoke" if study.smoke else study.name)
+
+
+def lay_down(prepared: Prepared, root: Path) -> StudyStore:
+    """Make the study directory, or go on with it.
+
+    Raises:
+        StudyError: The design cannot reach its α: running it would be waste.
+        ForeignStudyError: The directory holds another study.
+    """
+    if prepared.design.refusals and not prepared.study.smoke:
+        raise StudyError(
+            f"study {prepared.study.name} cannot answer its question: {prepared.design.refusals[0]}",
+            next_command="add seeds or replicates and look again with `nullarm plan`",
+        )
+    return StudyStore.create(root, prepared.study, prepared.plan)
+
+
+def run(
+    store: StudyStore,
+    engine: Engine,
+    observer: Callable[[RunState], None] = lambda state: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Run every open cell; see `Runner.run` for what it raises."""
+    try:
+        return Runner(store, engine, observer, should_stop).run()
+    finally:
+        engine.close()
+
+
+def conclude(store: StudyStore) -> Conclusion:
+    """Tables, verdicts, the runbook's files and the report, from what the store holds now."""
+    protocol = find_protocol(store.lock.study.protocol)
+    export_tables(store)
+    analysis = protocol.analyse(store)
+    write_analysis(store, analysis)
+    closing = protocol.write_outputs(store, analysis)
+    document = protocol.document(store, analysis)
+    write_html(document, store.paths.report_html)
+    write_markdown(document, store.paths.report_markdown)
+    return Conclusion(analysis, closing, store.paths.report_html)

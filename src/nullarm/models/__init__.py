@@ -1,0 +1,20 @@
+"""Models by reference: built in, from a directory, from the hub, or random with a real shape; and tasks for them.
+
+Importing this imports no torch; loading a model does.
+"""
+
+from nullarm.models.facts import ShapeFacts, linear_shapes, parameter_count, shape_facts
+from nullarm.models.load import load_causal_lm, load_sequence_classifier
+from nullarm.models.reference import Reference, content_id, parse
+
+__all__ = [
+    "Reference",
+    "ShapeFacts",
+    "content_id",
+    "linear_shapes",
+    "load_causal_lm",
+    "load_sequence_classifier",
+    "parameter_count",
+    "parse",
+    "shape_facts",
+]

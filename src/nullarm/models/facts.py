@@ -1,0 +1,171 @@
+"""Shapes and sizes of models for planning, from configuration and file headers alone: no torch, no weights read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from nullarm.errors import ModelError
+from nullarm.models.reference import Reference, parse
+from nullarm.models.shapes import SHAPES, shape_of_hub_id
+from nullarm.models.tiny.build import ready_directory
+from nullarm.models.tiny.recipe import RECIPES
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose parameters are counted from the configuration when there are no weights to look at."""
+
+
+@dataclass(frozen=True)
+class ShapeFacts:
+    """The sizes of a decoder-only transformer, in units (not bytes)."""
+
+    model_type: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary_size: int
+    tied_embeddings: bool
+
+
+def shape_facts(ref: str) -> ShapeFacts:
+    """Sizes of a model, from its `config.json` or its written-out configuration.
+
+    Raises:
+        ModelError: The reference is wrong, or the configuration is not at hand or not of a decoder-only transformer.
+    """
+    config = _config(parse(ref), ref)
+    try:
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        return ShapeFacts(
+            model_type=config["model_type"],
+            layers=config["num_hidden_layers"],
+            hidden_size=hidden,
+            intermediate_size=config["intermediate_size"],
+            heads=heads,
+            key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            vocabulary_size=config["vocab_size"],
+            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        )
+    except KeyError as error:
+        raise ModelError(f"config.json lacks {error}", value=ref, valid=f"model types {', '.join(FAMILIES)}") from error
+
+
+def parameter_count(ref: str) -> int:
+    """Number of parameters, tied ones once; exact where weights are at hand or the family is known.
+
+    Raises:
+        ModelError: Neither weights nor the configuration of a known family are at hand.
+    """
+    directory = _directory(parse(ref))
+    if directory is not None and (shapes := tensor_shapes(directory)):
+        return sum(prod(shape) for shape in shapes.values())
+    facts = shape_facts(ref)
+    _require_family(facts, ref)
+    embeddings = facts.vocabulary_size * facts.hidden_size * (1 if facts.tied_embeddings else 2)
+    matrices = sum(a * b for a, b in linear_shapes(ref).values())
+    return embeddings + matrices + facts.layers * _vectors(facts) + facts.hidden_size
+
+
+def linear_shapes(ref: str) -> dict[str, tuple[int, int]]:
+    """`(in, out)` of every projection inside the blocks, by module name, such as `model.layers.0.mlp.up_proj`.
+
+    Raises:
+        ModelError: The model is not of a known family, or its configuration is not at hand.
+    """
+    facts = shape_facts(ref)
+    _require_family(facts, ref)
+    hidden, wide = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.heads * facts.head_dim, facts.key_value_heads * facts.head_dim
+    block = {
+        "self_attn.q_proj": (hidden, queries),
+        "self_attn.k_proj": (hidden, keys),
+        "self_attn.v_proj": (hidden, keys),
+        "self_attn.o_proj": (queries, hidden),
+        "mlp.gate_proj": (hidden, wide),
+        "mlp.up_proj": (hidden, wide),
+        "mlp.down_proj": (wide, hidden),
+    }
+    return {f"model.layers.{i}.{name}": shape for i in range(facts.layers) for name, shape in block.items()}
+
+
+def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a directory's safetensors files, from their headers; empty when there are none.
+
+    Raises:
+        ModelError: A file is cut short or is no safetensors file.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length))
+        except (OSError, struct.error, ValueError, MemoryError, OverflowError) as error:
+            raise ModelError("the file is not a readable safetensors file", value=str(path)) from error
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def _vectors(facts: ShapeFacts) -> int:
+    """Norms and biases of one block."""
+    norms = 2 * facts.hidden_size
+    if facts.model_type == "qwen2":
+        return norms + (facts.heads + 2 * facts.key_value_heads) * facts.head_dim
+    return norms + (2 * facts.head_dim if facts.model_type == "qwen3" else 0)
+
+
+def _require_family(facts: ShapeFacts, ref: str) -> None:
+    if facts.model_type not in FAMILIES:
+        raise ModelError(f"the shapes of {ref} are not known in advance", value=facts.model_type, valid=FAMILIES)
+
+
+def _directory(reference: Reference) -> Path | None:
+    if reference.kind == "directory":
+        return Path(reference.name)
+    return ready_directory(reference.name) if reference.kind == "builtin" else None
+
+
+def _config(reference: Reference, ref: str) -> Mapping[str, Any]:
+    if reference.kind == "random":
+        return SHAPES[reference.name].config
+    if directory := _directory(reference):
+        return _read(directory / "config.json")
+    if reference.kind == "builtin":
+        recipe = RECIPES[reference.name]
+        return {"model_type": "qwen2", "vocab_size": recipe.vocabulary_size, **recipe.config}
+    return _hub_config(reference, ref)
+
+
+def _hub_config(reference: Reference, ref: str) -> Mapping[str, Any]:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+    if isinstance(cached, str):
+        return _read(Path(cached))
+    if shape := shape_of_hub_id(reference.name):
+        return shape.config
+    raise ModelError(
+        "the configuration of this hub model is not on this machine",
+        value=ref,
+        valid="a downloaded model, or one whose shape nullarm knows",
+        next_command=f"hf download {reference.name} config.json --revision {reference.revision}",
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"config.json cannot be read: {error}", value=str(path)) from error
+    if not isinstance(config, dict):
+        raise ModelError("config.json is not a mapping", value=str(path))
+    return config

@@ -1,0 +1,122 @@
+"""Names of models: `builtin:world`, `random:tiny-llama@3`, `org/name@revision`, or a local directory.
+
+Nothing here imports torch: a study is planned, and its cells named, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from nullarm.errors import ModelError, nearest
+from nullarm.models.hashing import file_sha256, settings_hash
+from nullarm.models.shapes import SHAPES
+from nullarm.models.tiny.recipe import RECIPES
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+KINDS = "builtin:NAME, random:NAME[@SEED], a hub id org/name[@revision], or a directory with a config.json"
+CONTENT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+)
+"""Files of a model directory that make the model what it is; readmes, logs and training states do not."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model reference, taken apart.
+
+    Attributes:
+        kind: Where the model comes from.
+        name: Name of a built-in or random model, hub id, or path of the directory.
+        revision: Hub revision (`main` when not given).
+        seed: Of random weights.
+    """
+
+    kind: Literal["builtin", "random", "hub", "directory"]
+    name: str
+    revision: str = ""
+    seed: int = 0
+
+
+def parse(ref: str) -> Reference:
+    """Take a model reference apart.
+
+    Raises:
+        ModelError: It is of no known kind, names no known built-in, or is a directory without a model.
+    """
+    kind, colon, rest = ref.partition(":")
+    if colon and kind == "builtin":
+        return Reference("builtin", _known(ref, rest, RECIPES))
+    if colon and kind == "random":
+        name, _, seed = rest.partition("@")
+        if seed and not seed.isdigit():
+            raise ModelError("the seed of a random model is not a whole number", value=ref, valid="random:NAME@SEED")
+        return Reference("random", _known(ref, name, SHAPES), seed=int(seed or 0))
+    path = Path(ref).expanduser()
+    if path.is_dir() or ref.startswith((".", "/", "~")):
+        return Reference("directory", str(_model_directory(ref, path)))
+    name, _, revision = ref.partition("@")
+    if HUB_ID.fullmatch(name):
+        return Reference("hub", name, revision=revision or "main")
+    hint = nearest(ref, [f"builtin:{name}" for name in RECIPES])
+    raise ModelError(f"there is no such model{hint}", value=ref, valid=KINDS)
+
+
+def content_id(ref: str) -> str:
+    """What names the content of a model: equal ids, equal weights (a hub id is believed).
+
+    Built-in and random models are named by the hash of recipe and code, a directory by the SHA-256 of its weights,
+    configuration and tokeniser wherever it lies, a hub model by id and revision.
+
+    Raises:
+        ModelError: The reference is wrong or the directory cannot be read.
+    """
+    reference = parse(ref)
+    if reference.kind == "builtin":
+        return f"builtin:{reference.name}@{RECIPES[reference.name].content_hash()}"
+    if reference.kind == "random":
+        return f"random:{reference.name}@{settings_hash([asdict(SHAPES[reference.name]), reference.seed])}"
+    if reference.kind == "hub":
+        return f"hub:{reference.name}@{reference.revision}"
+    return f"directory:{_directory_hash(Path(reference.name))}"
+
+
+def _known(ref: str, name: str, names: Collection[str]) -> str:
+    if name not in names:
+        kind = ref.partition(":")[0]
+        raise ModelError(
+            f"there is no {kind} model of this name{nearest(name, names)}",
+            value=ref,
+            valid=[f"{kind}:{n}" for n in sorted(names)],
+        )
+    return name
+
+
+def _model_directory(ref: str, path: Path) -> Path:
+    if not path.is_dir():
+        raise ModelError("the model directory is missing", value=ref, valid=KINDS, next_command=f"ls {path.parent}")
+    if not (path / "config.json").is_file():
+        raise ModelError("the model directory has no config.json", value=ref, valid=KINDS, next_command=f"ls {path}")
+    return path
+
+
+def _directory_hash(path: Path) -> str:
+    files = sorted({found for pattern in CONTENT_FILES for found in path.glob(pattern) if found.is_file()})
+    try:
+        return settings_hash({file.name: file_sha256(file) for file in files})
+    except OSError as error:
+        raise ModelError(f"the model directory cannot be read: {error}", value=str(path)) from error

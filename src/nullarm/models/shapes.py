@@ -1,0 +1,148 @@
+"""Configurations written out in code: models of real shape and tiny ones, all with random weights.
+
+Speed and memory of a model follow from its shape, not from what its weights are; correctness tests want every supported
+class in a size that takes milliseconds. Nothing here needs torch until a model is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One configuration.
+
+    Attributes:
+        config: Its `config.json`, as far as it matters.
+        hub_id: The model of this shape on the hub, or empty.
+        tokenizer: `bytes`: any text, with the small world's merges; `words`: the words `w0`, `w1`, … and nothing else.
+        initializer_range: Standard deviation of the random weights.
+    """
+
+    config: Mapping[str, Any]
+    hub_id: str = ""
+    tokenizer: Literal["bytes", "words"] = "bytes"
+
+    @property
+    def tiny(self) -> bool:
+        """Small enough to be written to the cache directory and read back like any other model."""
+        return not self.hub_id
+
+
+def _rope(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+_TINY = {
+    "vocab_size": 704,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+    "rope_parameters": _rope(10000.0),
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+SHAPES: Mapping[str, Shape] = {
+    "mistral-7b-v0.1": Shape(
+        {
+            "model_type": "mistral",
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32768,
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+            "rope_parameters": _rope(10000.0),
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        hub_id="mistralai/Mistral-7B-v0.1",
+    ),
+    "llama-3.1-8b": Shape(
+        {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+            "rope_parameters": LLAMA3_ROPE,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+        hub_id="meta-llama/Llama-3.1-8B",
+    ),
+    "qwen2.5-7b": Shape(
+        {
+            "model_type": "qwen2",
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "rope_parameters": _rope(1000000.0),
+            "bos_token_id": 151643,
+            "eos_token_id": 151643,
+        },
+        hub_id="Qwen/Qwen2.5-7B",
+    ),
+    "qwen2.5-0.5b": Shape(
+        {
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_parameters": _rope(1000000.0),
+            "bos_token_id": 151643,
+            "eos_token_id": 151643,
+        },
+        hub_id="Qwen/Qwen2.5-0.5B",
+    ),
+    "tiny-llama": Shape({"model_type": "llama", **_TINY}),
+    "tiny-mistral": Shape({"model_type": "mistral", **_TINY, "sliding_window": 16}),
+    "tiny-qwen2": Shape({"model_type": "qwen2", **_TINY, "tie_word_embeddings": True}),
+    "tiny-qwen3": Shape({"model_type": "qwen3", **_TINY, "head_dim": 8}),
+}
+"""By the name that follows `random:` in a model reference."""
+
+
+def shape_of_hub_id(hub_id: str) -> Shape | None:
+    """The written-out shape of a hub model, so that its study can be planned on a machine without the model."""
+    return next((s for s in SHAPES.values() if s.hub_id.lower() == hub_id.lower()), None)

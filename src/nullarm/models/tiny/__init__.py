@@ -1,0 +1,1 @@
+"""Models small enough to be trained here in a minute, with the world they learn."""

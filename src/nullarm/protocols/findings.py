@@ -1,0 +1,105 @@
+"""What every protocol's report has: the verdict cards, where the results came from, and the list of cells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import nullarm
+from nullarm.analysis import Analysis, Finding
+from nullarm.report import CellRef, Document, IntervalPlot, IntervalRow, KeyValues, Note, Section, VerdictCard
+from nullarm.store.study_store import StudyStore
+
+
+def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Section]) -> Document:
+    """A report: verdicts, intervals against the margin, the protocol's own sections, provenance, cells."""
+    study = store.lock.study
+    notes = (Note("The analysis was changed after cells had run: it is exploratory.", "warning"),)
+    exploratory = (Section("Exploratory", notes),) if analysis.exploratory else ()
+    return Document(
+        title=study.name,
+        question=study.question,
+        subtitle=f"protocol {study.protocol} · {len(study.seeds)} seeds · metric {study.analysis.metric}"
+        + (" · SMOKE RUN" if study.smoke else ""),
+        verdicts=tuple(_card(finding, analysis) for finding in analysis.findings),
+        sections=(*exploratory, _intervals(store, analysis), *sections, _provenance(store, analysis)),
+        cells=tuple(_cells(store)),
+    )
+
+
+def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
+    judged = finding.judgement
+    return VerdictCard(
+        name=f"{judged.name}: {finding.contrast.treatment} against {finding.contrast.control}",
+        verdict=judged.verdict.value,
+        reason=judged.reason,
+        estimate=judged.estimate,
+        interval=(judged.interval.low, judged.interval.high) if judged.interval else None,
+        level=judged.interval.level if judged.interval else 0.95,
+        test=judged.test,
+        p_value=judged.p,
+        p_adjusted=judged.p_adjusted,
+        n=judged.n_seeds,
+        n_unit=f"seeds × {judged.n_items} items" if judged.n_items else "seeds",
+        n_needed=judged.n_needed,
+        margin=judged.margin or None,
+        minimum_detectable_effect=judged.mde,
+        cells=finding.cells,
+        primary=finding.contrast.primary,
+        exploratory=analysis.exploratory,
+    )
+
+
+def _intervals(store: StudyStore, analysis: Analysis) -> Section:
+    study = store.lock.study
+    rows = tuple(
+        IntervalRow(
+            label=f"{f.contrast.treatment} − {f.contrast.control}",
+            estimate=f.judgement.estimate,
+            interval=(f.judgement.interval.low, f.judgement.interval.high) if f.judgement.interval else None,
+            verdict=f.judgement.verdict.value,
+            cells=f.cells,
+        )
+        for f in analysis.findings
+    )
+    plot = IntervalPlot(
+        title="Declared contrasts",
+        x_label=f"difference in {study.analysis.metric}",
+        rows=rows,
+        margin=study.analysis.margin,
+        level=1 - 2 * study.analysis.alpha,
+    )
+    return Section("Effects against the margin", (plot,))
+
+
+def _provenance(store: StudyStore, analysis: Analysis) -> Section:
+    records = [f.record for cell in store.plan if (f := store.finished(cell.id))]
+    seconds, cost = store.journal.spent()
+    items: list[tuple[str, str | int | float | bool | None]] = [
+        ("nullarm", nullarm.__version__),
+        ("plan", store.plan.hash),
+        ("analysis", analysis.analysis_hash),
+        ("machine time, h", round(seconds / 3600, 3)),
+        ("cost, $", round(cost, 2)),
+        ("attempts beyond the first", sum(r.attempt - 1 for r in records)),
+    ]
+    for key in ("git", "python", "packages", "host", "system", "gpus"):
+        seen = Counter(_flat(r.provenance.get(key)) for r in records)
+        items.append((key, "; ".join(f"{value}" for value, _ in seen.most_common())))
+    return Section("Provenance", (KeyValues("Where the results came from", tuple(items)),))
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _cells(store: StudyStore) -> list[CellRef]:
+    refs = []
+    for cell in store.plan:
+        finished = store.finished(cell.id)
+        record = store.paths.cell(cell.id).record.relative_to(store.paths.root).as_posix() if finished else ""
+        label = f"{cell.label} · {cell.stage}"
+        refs.append(CellRef(cell.id, label, finished.record.outcome if finished else "open", record))
+    return refs

@@ -1,0 +1,1 @@
+"""Protocol `rank_mechanism`: do audit-guided LoRA ranks help, or would any ranks do?"""

@@ -1,0 +1,1 @@
+"""Machines: what they are, what they cost, and whether they are ready. Imports no torch."""

@@ -1,0 +1,251 @@
+"""From scores to `Evidence`: one contrast, everything the numbers say, nothing decided yet.
+
+The seed is the unit of every test (items of one model are not independent trials of a training recipe); items enter
+through the bootstrap interval. The checks run from the crudest fault to the finest, and the first one found is the
+obstacle that settles the verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from nullarm.errors import InvalidResult, UsageError
+from nullarm.stats.arrays import Floats, as_array
+from nullarm.stats.bootstrap import IntervalMethod, two_way_bootstrap
+from nullarm.stats.design import TESTS, Design, TestName
+from nullarm.stats.equivalence import tost
+from nullarm.stats.noise import Noise, noise_of_contrast
+from nullarm.stats.paired import Summary, TTest, paired_t, welch_from_summary
+from nullarm.stats.randomisation import EXACT_LIMIT, arrangement_count, within_seed_randomisation
+from nullarm.stats.verdict import Evidence, PValues, Question, Verdict
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What was declared before any cell ran.
+
+    Attributes:
+        alpha: Level of each one-sided claim, between 0 and 0.5.
+        margin: δ ≥ 0 in the unit of the score; 0 declares none, so nothing can be EQUIVALENT.
+        resamples: Draws of the bootstrap.
+        draws: Random arrangements of the randomisation test, where they are too many to enumerate.
+        interval: How the bootstrap interval is read.
+    """
+
+    alpha: float
+    margin: float
+    resamples: int = 4_000
+    draws: int = 9_999
+    interval: IntervalMethod = "percentile"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 0.5:
+            raise UsageError("α is not a level", value=self.alpha, valid="a number between 0 and 0.5")
+        if not 0 <= self.margin < float("inf"):
+            raise UsageError("the margin δ is negative or not finite", value=self.margin, valid="≥ 0")
+        if min(self.resamples, self.draws) < 1:
+            raise UsageError("the analysis draws nothing", value=(self.resamples, self.draws), valid="≥ 1")
+
+
+def superiority_evidence(
+    name: str,
+    treated: npt.ArrayLike,
+    controls: npt.ArrayLike,
+    rule: Rule,
+    *,
+    test: TestName,
+    rng: np.random.Generator,
+    clusters: npt.ArrayLike | None = None,
+) -> Evidence:
+    """Evidence on "treated is better than its controls".
+
+    Args:
+        name: The contrast.
+        treated: [seeds, items] scores.
+        controls: [seeds, K, items] scores, the same K for every seed; [seeds, items] is K = 1.
+        rule: Level, margin, numbers of draws.
+        test: The test that carries the level.
+        rng: Source of arrangements and resamples.
+        clusters: [items] cluster of each item; None when items are independent.
+
+    Raises:
+        InvalidResult: Arrays of the wrong shape.
+        UsageError: An unknown test.
+    """
+    if test not in TESTS:
+        raise UsageError("unknown test", value=test, valid=TESTS)
+    return _evidence(name, "superiority", treated, controls, rule, test, rng, clusters)
+
+
+def equivalence_evidence(
+    name: str,
+    treated: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    rule: Rule,
+    *,
+    rng: np.random.Generator,
+    clusters: npt.ArrayLike | None = None,
+) -> Evidence:
+    """Evidence on "treated and reference differ by less than the margin", by TOST over seeds.
+
+    Args:
+        name: The contrast.
+        treated: [seeds, items] scores.
+        reference: [seeds, items] or [seeds, K, items] scores.
+        rule: Level, margin > 0, numbers of draws.
+        rng: Source of resamples.
+        clusters: [items] cluster of each item; None when items are independent.
+
+    Raises:
+        InvalidResult: Arrays of the wrong shape.
+        UsageError: No margin.
+    """
+    _need_margin(rule)
+    return _evidence(name, "equivalence", treated, reference, rule, "paired_t", rng, clusters)
+
+
+def non_inferiority_evidence(
+    name: str,
+    treated: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    rule: Rule,
+    *,
+    rng: np.random.Generator,
+    clusters: npt.ArrayLike | None = None,
+) -> Evidence:
+    """Evidence on "treated − reference is above −margin", by a one-sided t-test over seeds.
+
+    Args and errors as in `equivalence_evidence`.
+    """
+    _need_margin(rule)
+    return _evidence(name, "non_inferiority", treated, reference, rule, "paired_t", rng, clusters)
+
+
+def summary_evidence(name: str, treated: Summary, control: Summary, rule: Rule) -> Evidence:
+    """Evidence on two published means, by Welch's two-sided test; `resamples` and `draws` are not read.
+
+    Raises:
+        InvalidResult: A standard deviation that is negative or not finite.
+    """
+    blank = Evidence(name, "superiority", "Welch t, two-sided", rule.alpha, rule.margin, sides=2)
+    blank = replace(blank, n_seeds=min(treated.n, control.n))
+    test = welch_from_summary(treated, control)
+    if test is None:
+        return _obstructed(blank, Verdict.INSUFFICIENT_DATA, "an arm has fewer than 2 runs, or neither has any spread")
+    p = test.p_two_sided
+    return replace(
+        blank,
+        estimate=test.estimate,
+        interval=test.interval(1 - rule.alpha),
+        p=PValues(superior=p, harmful=p, equivalent=_tost_p(test, rule)),
+        noise=Noise(sqrt((treated.sd**2 + control.sd**2) / 2)),
+    )
+
+
+def _evidence(
+    name: str,
+    question: Question,
+    treated: npt.ArrayLike,
+    controls: npt.ArrayLike,
+    rule: Rule,
+    test: TestName,
+    rng: np.random.Generator,
+    clusters: npt.ArrayLike | None,
+) -> Evidence:
+    first, rest = _lined_up(treated, controls)
+    seeds, k, items = rest.shape
+    design = Design(seeds, k, rule.alpha, test, rule.draws)
+    blank = Evidence(
+        name, question, _words(question, design), rule.alpha, rule.margin, n_seeds=seeds, n_items=items, design=design
+    )
+    obstacle = _obstacle(first, rest, design)
+    if obstacle is not None:
+        return _obstructed(blank, *obstacle)
+    differences = first - rest.mean(axis=1)
+    t = paired_t(differences.mean(axis=1))
+    p = _p_values(question, first.mean(axis=1), rest.mean(axis=2), t, rule, test, rng)
+    if p is None:
+        reason = f"all {seeds} seeds differ by exactly the same amount, so a t-test has no spread to test against"
+        return _obstructed(blank, Verdict.INSUFFICIENT_DATA, reason)
+    bootstrap = two_way_bootstrap(differences, clusters=clusters, resamples=rule.resamples, rng=rng)
+    return replace(
+        blank,
+        estimate=bootstrap.estimate,
+        interval=bootstrap.interval(design.level, rule.interval),
+        p=p,
+        noise=noise_of_contrast(first.mean(axis=1), rest.mean(axis=2), item_effect_se=bootstrap.item_se),
+    )
+
+
+def _lined_up(treated: npt.ArrayLike, controls: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """[seeds, items] and [seeds, K, items]; controls [seeds, items] are K = 1."""
+    first = as_array(treated, "seeds, items", "treated")
+    rest = as_array(controls, "seeds, K, items", "controls (the same K for every seed)", leave_out="K")
+    if (first.shape[0], first.shape[1]) != (rest.shape[0], rest.shape[2]):
+        raise InvalidResult(
+            "treated and controls do not line up",
+            value=(first.shape, rest.shape),
+            valid="[seeds, items] and [seeds, K, items]",
+        )
+    return first, rest
+
+
+def _obstacle(treated: Floats, controls: Floats, design: Design) -> tuple[Verdict, str] | None:
+    seeds, k, items = controls.shape
+    if controls.size == 0:
+        return Verdict.INSUFFICIENT_DATA, f"there are {seeds} seeds, {k} controls per seed and {items} items"
+    if not (np.isfinite(treated).all() and np.isfinite(controls).all()):
+        return Verdict.INVALID, "some scores are NaN or infinite"
+    if (treated[:, None, :] == controls).all():
+        return Verdict.NO_OP, f"treated and control scores are identical on all {seeds} seeds and {items} items"
+    if seeds < 2:
+        return Verdict.INSUFFICIENT_DATA, "there is 1 seed, and a verdict over seeds needs at least 2"
+    fault = design.fault()
+    return None if fault is None else (Verdict.INVALID, fault)
+
+
+def _p_values(
+    question: Question,
+    treated: Floats,
+    controls: Floats,
+    t: TTest | None,
+    rule: Rule,
+    test: TestName,
+    rng: np.random.Generator,
+) -> PValues | None:
+    """p-values of one question from [seeds] and [seeds, K] scores; None when its test is undefined."""
+    equivalent = None if t is None else _tost_p(t, rule)
+    if test == "within_seed_randomisation":
+        shuffled = within_seed_randomisation(treated, controls, draws=rule.draws, rng=rng)
+        return PValues(shuffled.p_greater, shuffled.p_less, equivalent)
+    if t is None:
+        return None
+    if question == "non_inferiority":
+        return PValues(t.p_above(-rule.margin), t.p_below(-rule.margin))
+    return PValues(t.p_above(0), t.p_below(0), equivalent)
+
+
+def _tost_p(t: TTest, rule: Rule) -> float | None:
+    return tost(t, rule.margin).p if rule.margin > 0 else None
+
+
+def _words(question: Question, design: Design) -> str:
+    if design.test == "within_seed_randomisation":
+        count = arrangement_count(design.seeds, design.controls)
+        how = f"exact over {count} arrangements" if count <= EXACT_LIMIT else f"{design.draws} random arrangements"
+        return f"within-seed randomisation, {how}, one-sided"
+    kind = {"superiority": "paired t", "equivalence": "TOST, paired t", "non_inferiority": "non-inferiority, paired t"}
+    return f"{kind[question]} over seeds, one-sided"
+
+
+def _need_margin(rule: Rule) -> None:
+    if rule.margin == 0:
+        raise UsageError("equivalence and non-inferiority need a margin", value=rule.margin, valid="δ > 0")
+
+
+def _obstructed(blank: Evidence, verdict: Verdict, reason: str) -> Evidence:
+    return replace(blank, obstacle=verdict, obstacle_reason=reason)

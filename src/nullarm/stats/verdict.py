@@ -1,0 +1,188 @@
+"""What a verdict is made of: the words, the interval, the evidence, the judgement.
+
+`Evidence` is everything the numbers say, `Judgement` what one may say because of them. The step between the two is the
+pure function `nullarm.stats.decide.decide`, so that a correction for a family can decide again without the scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from nullarm.stats.design import Design
+from nullarm.stats.noise import Noise
+
+Question = Literal["superiority", "non_inferiority", "equivalence"]
+
+
+class Verdict(StrEnum):
+    """What one may say. The value is the word itself, for JSON."""
+
+    CONFIRMED = "CONFIRMED"
+    """Better, by at least the margin (for non-inferiority: not worse by the margin)."""
+    DETECTED_BELOW_MARGIN = "DETECTED_BELOW_MARGIN"
+    """Better, but by less than the margin that was declared to matter."""
+    EQUIVALENT = "EQUIVALENT"
+    """The difference lies inside ±margin: the only way to claim a null."""
+    HARMFUL = "HARMFUL"
+    """Significantly in the wrong direction."""
+    INCONCLUSIVE = "INCONCLUSIVE"
+    """Neither an effect nor its absence is shown."""
+    NO_OP = "NO_OP"
+    """Treated and control scores are identical: the treatment changed nothing."""
+    INVALID = "INVALID"
+    """The design cannot reach α, or the scores are broken, contaminated or incomplete."""
+    INSUFFICIENT_DATA = "INSUFFICIENT_DATA"
+    """Too few seeds, items or controls, or no variance to test against."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval for an effect, in the unit of the score.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        level: Nominal two-sided coverage, such as 0.9.
+        method: How it was made, in words.
+    """
+
+    low: float
+    high: float
+    level: float
+    method: str
+
+    def inside(self, margin: float) -> bool:
+        """Whether the whole interval lies strictly inside ±`margin`."""
+        return -margin < self.low and self.high < margin
+
+
+@dataclass(frozen=True)
+class PValues:
+    """One p-value per claim; None where that claim was not tested.
+
+    Attributes:
+        superior: Against "not better" (for non-inferiority: against "worse by the margin or more").
+        harmful: Against "not worse" (for non-inferiority: against "not worse by the margin").
+        equivalent: Against "different by the margin or more" (TOST).
+    """
+
+    superior: float | None = None
+    harmful: float | None = None
+    equivalent: float | None = None
+
+    def of(self, question: Question) -> float | None:
+        """p-value of the claim that the question asks about."""
+        return self.equivalent if question == "equivalence" else self.superior
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the scores of one contrast say, before anyone decides.
+
+    Attributes:
+        name: The contrast.
+        question: What was asked.
+        test: The test behind `p`, in words.
+        alpha: Level of each one-sided claim (of the two-sided test when `sides` is 2).
+        margin: δ in the unit of the score; 0 means that no margin was declared.
+        sides: 1 when the direction was declared beforehand, 2 for published summaries.
+        n_seeds: Seeds (of the smaller arm, for summaries).
+        n_items: Items behind each seed's score; None when only seed-level scores exist.
+        estimate: Mean of treated − control.
+        interval: Interval of the estimate, at level 1 − 2α (1 − α when `sides` is 2).
+        p: Unadjusted p-values.
+        design: The design as run, for the forecast.
+        noise: The noise as seen, for the forecast.
+        mde: True effect this design finds with 80 % power (see `forecast`).
+        n_needed: Seeds that would settle the question (see `forecast`).
+        obstacle: When set, the verdict whatever the numbers: NO_OP, INVALID or INSUFFICIENT_DATA.
+        obstacle_reason: Why, in one sentence.
+    """
+
+    name: str
+    question: Question
+    test: str
+    alpha: float
+    margin: float
+    sides: Literal[1, 2] = 1
+    n_seeds: int | None = None
+    n_items: int | None = None
+    estimate: float | None = None
+    interval: Interval | None = None
+    p: PValues = PValues()
+    design: Design | None = None
+    noise: Noise | None = None
+    mde: float | None = None
+    n_needed: int | None = None
+    obstacle: Verdict | None = None
+    obstacle_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with everything it rests on. None means that there was no evidence, never 0, −1 or NaN.
+
+    Attributes:
+        name: The contrast.
+        verdict: What one may say.
+        estimate: Mean of treated − control, in the unit of the score.
+        interval: Interval of the estimate.
+        p: p-value of the claim that was asked: better, not worse by the margin, or equivalent. One-sided, except for
+            published summaries.
+        p_adjusted: The same after Holm over the declared family; None when no family was applied.
+        p_equivalence: p-value of the claim "inside ±margin" (TOST), unadjusted.
+        n_seeds: Seeds.
+        n_items: Items behind each seed's score.
+        alpha: Level of the claim.
+        margin: δ, in the unit of the score.
+        mde: Minimum detectable effect at 80 % power for this contrast alone, in the unit of the score.
+        n_needed: Seeds that would settle the question at 80 % power; None when no number up to 1,000 would.
+        test: The test behind `p`, in words.
+        reason: Why this verdict, in one sentence with the numbers.
+        p_harm: p-value of the claim "treated is worse", unadjusted.
+        evidence: What was decided upon, for a later decision with adjusted p-values. Not part of the JSON.
+    """
+
+    name: str
+    verdict: Verdict
+    estimate: float | None
+    interval: Interval | None
+    p: float | None
+    p_adjusted: float | None
+    p_equivalence: float | None
+    n_seeds: int | None
+    n_items: int | None
+    alpha: float
+    margin: float
+    mde: float | None
+    n_needed: int | None
+    test: str
+    reason: str
+    p_harm: float | None = None
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain numbers, strings and None, ready for `json.dumps(..., allow_nan=False)`."""
+        interval = self.interval
+        return {
+            "name": self.name,
+            "verdict": self.verdict.value,
+            "estimate": self.estimate,
+            "interval": None
+            if interval is None
+            else {"low": interval.low, "high": interval.high, "level": interval.level, "method": interval.method},
+            "p": self.p,
+            "p_adjusted": self.p_adjusted,
+            "p_harm": self.p_harm,
+            "p_equivalence": self.p_equivalence,
+            "n_seeds": self.n_seeds,
+            "n_items": self.n_items,
+            "alpha": self.alpha,
+            "margin": self.margin,
+            "mde": self.mde,
+            "n_needed": self.n_needed,
+            "test": self.test,
+            "reason": self.reason,
+        }

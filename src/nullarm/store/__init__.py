@@ -1,0 +1,1 @@
+"""What was seen: cells, chunks, records, artefacts and the index over them. Imports no torch."""

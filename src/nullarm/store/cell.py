@@ -1,0 +1,184 @@
+"""Writing one cell: chunks as the work goes on, artefacts, and the record as the commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nullarm.errors import LeaseLost
+from nullarm.store.atomic import (
+    TEMP_PREFIX,
+    make_directory,
+    publish_directory,
+    storage_errors,
+    sweep_temporary,
+    write_bytes,
+)
+from nullarm.store.files import (
+    decode_table,
+    encode_json,
+    encode_table,
+    read_json,
+    sha256_bytes,
+    sha256_path,
+    size_bytes,
+    write_json,
+)
+from nullarm.store.lease import fenced
+from nullarm.store.paths import CellPaths
+from nullarm.store.record import Artefact, FinishedCell, Outcome, Record, read_record
+
+HASH_LENGTH = 16
+"""Hex digits of a content hash that go into a file name; the record keeps the whole."""
+
+
+class CellWriter:
+    """The only way to write to a cell. Every commit is atomic and refused once a later attempt owns the cell.
+
+    Args:
+        paths: The cell's files.
+        attempt: The fencing token: number of the attempt that this writer works for.
+    """
+
+    def __init__(self, paths: CellPaths, attempt: int) -> None:
+        self.paths = paths
+        self.attempt = attempt
+        for directory in (paths.chunks, paths.artefacts, paths.scratch):
+            make_directory(directory)
+        with fenced(paths, attempt):
+            for directory in (paths.root, paths.chunks, paths.artefacts):
+                sweep_temporary(directory)
+        self._artefacts: dict[str, Artefact] = {}
+
+    def json_chunk(self, key: str, make: Callable[[], Any]) -> Any:
+        """The chunk `key` as JSON data: read back when it is committed, made and committed when it is not.
+
+        Raises:
+            LeaseLost: A later attempt owns the cell.
+        """
+        return json.loads(self._chunk(key, "json", lambda: encode_json(make())))
+
+    def table_chunk(self, key: str, make: Callable[[], pa.Table]) -> pa.Table:
+        """The chunk `key` as a table: read back when it is committed, made and committed when it is not.
+
+        Raises:
+            LeaseLost: A later attempt owns the cell.
+        """
+        return decode_table(self._chunk(key, "parquet", lambda: encode_table(make())))
+
+    def has_chunk(self, key: str) -> bool:
+        """Whether the chunk is committed and whole."""
+        return any(_intact(path) for path in self._candidates(key))
+
+    def table_artefact(self, name: str, table: pa.Table) -> None:
+        """Hand on a table."""
+        self._bytes_artefact(name, "parquet", encode_table(table))
+
+    def json_artefact(self, name: str, value: Any) -> None:
+        """Hand on JSON data."""
+        self._bytes_artefact(name, "json", encode_json(value))
+
+    def directory_artefact(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Hand on a directory (an adapter, say), which `fill` writes into the path it is given."""
+        staging = self.paths.artefacts / f"{TEMP_PREFIX}{name}-{uuid.uuid4().hex[:12]}"
+        with storage_errors(staging):
+            staging.mkdir()
+            fill(staging)
+        digest = sha256_path(staging)
+        target = self.paths.artefacts / f"{name}-{digest[:HASH_LENGTH]}"
+        with fenced(self.paths, self.attempt):
+            if target.exists():
+                shutil.rmtree(staging)
+            else:
+                publish_directory(staging, target)
+        self._note(name, target, digest)
+
+    def commit(
+        self,
+        metrics: Mapping[str, float | int | None],
+        *,
+        outcome: Outcome = "ok",
+        reason: str | None = None,
+        seconds: float = 0.0,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """Finish the cell: write the record, after which nothing of it changes any more.
+
+        Raises:
+            LeaseLost: A later attempt owns the cell, or it is finished already.
+        """
+        record = Record(
+            cell_id=self.paths.root.name,
+            attempt=self.attempt,
+            outcome=outcome,
+            metrics=dict(metrics),
+            artefacts=dict(self._artefacts),
+            reason=reason,
+            seconds=seconds,
+            provenance=dict(provenance or {}),
+        )
+        with fenced(self.paths, self.attempt):
+            if read_record(self.paths) is not None:
+                raise LeaseLost(f"cell {record.cell_id} is finished; its record stays as it is")
+            write_json(self.paths.record, record.to_json())
+            self.paths.failure.unlink(missing_ok=True)
+        shutil.rmtree(self.paths.scratch, ignore_errors=True)
+        return record
+
+    def _chunk(self, key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
+        for path in self._candidates(key):
+            if _intact(path):
+                return path.read_bytes()
+            with fenced(self.paths, self.attempt):
+                path.unlink(missing_ok=True)
+        data = make()
+        name = f"{key}-{sha256_bytes(data)[:HASH_LENGTH]}.{suffix}"
+        with fenced(self.paths, self.attempt):
+            write_bytes(self.paths.chunks / name, data)
+        return data
+
+    def _candidates(self, key: str) -> list[Path]:
+        return sorted(p for p in self.paths.chunks.iterdir() if p.name.rpartition("-")[0] == key)
+
+    def _bytes_artefact(self, name: str, suffix: str, data: bytes) -> None:
+        digest = sha256_bytes(data)
+        target = self.paths.artefacts / f"{name}-{digest[:HASH_LENGTH]}.{suffix}"
+        with fenced(self.paths, self.attempt):
+            write_bytes(target, data)
+        self._note(name, target, digest)
+
+    def _note(self, name: str, path: Path, digest: str) -> None:
+        relative = path.relative_to(self.paths.root).as_posix()
+        self._artefacts[name] = Artefact(relative, digest, size_bytes(path))
+
+
+def write_failure(paths: CellPaths, attempt: int, kind: str, message: str, exit_code: int) -> None:
+    """Note why an attempt failed, for `status`. The cell stays open."""
+    with fenced(paths, attempt):
+        write_json(
+            paths.failure,
+            {"attempt": attempt, "kind": kind, "message": message, "exit_code": exit_code, "pid": os.getpid()},
+        )
+
+
+def read_failure(paths: CellPaths) -> dict[str, Any] | None:
+    """What `write_failure` noted, or None."""
+    return dict(read_json(paths.failure)) if paths.failure.exists() else None
+
+
+def finished(paths: CellPaths) -> FinishedCell | None:
+    """The finished cell, or None when its record is missing or not valid."""
+    record = read_record(paths)
+    return FinishedCell(record, paths) if record else None
+
+
+def _intact(path: Path) -> bool:
+    digest = path.stem.rpartition("-")[2]
+    return sha256_path(path)[:HASH_LENGTH] == digest

@@ -1,0 +1,126 @@
+"""The coordinator's index over the cells: fast to list, never the truth, rebuilt from the cells when it is gone."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nullarm.store.atomic import storage_errors
+
+State = Literal["pending", "running", "done", "failed", "blocked"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS cells (
+  id TEXT PRIMARY KEY, position INTEGER NOT NULL, label TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending',
+  attempt INTEGER NOT NULL DEFAULT 0, outcome TEXT, seconds REAL, message TEXT, updated REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS spend (started REAL PRIMARY KEY, seconds REAL NOT NULL, price_per_hour REAL NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the index is told of a cell."""
+
+    id: str
+    state: State
+    attempt: int = 0
+    outcome: str | None = None
+    seconds: float | None = None
+    """Wall time of the finished cell."""
+    message: str | None = None
+    """Why it failed or is blocked."""
+
+
+@dataclass(frozen=True)
+class Entry(Change):
+    """One line of the index."""
+
+    label: str = ""
+    updated: float = 0.0
+    """When the line was last changed, in Unix seconds."""
+
+
+class Journal:
+    """SQLite index of one study directory, in write-ahead mode so that readers never wait."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage_errors(path):
+            self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError:
+            # Not a database any more: it is an index, so it starts anew and the caller fills it from the cells.
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"cannot open the index: {error}") from error
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_SCHEMA)
+        return db
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def fill(self, cells: Iterable[tuple[str, str]]) -> None:
+        """Make the plan's cells (id, label) the content of the index; known ones keep their state, others go."""
+        rows = [(cell_id, position, label, time.time()) for position, (cell_id, label) in enumerate(cells)]
+        with self._transaction() as db:
+            db.execute("UPDATE cells SET position = -1")
+            db.executemany(
+                "INSERT INTO cells (id, position, label, updated) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET position = excluded.position, label = excluded.label",
+                rows,
+            )
+            db.execute("DELETE FROM cells WHERE position = -1")
+
+    def update(self, changes: Iterable[Change]) -> None:
+        """Note the states of cells, in one transaction."""
+        now = time.time()
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE cells SET state = ?, attempt = ?, outcome = ?, seconds = ?, message = ?, updated = ? "
+                "WHERE id = ?",
+                [(c.state, c.attempt, c.outcome, c.seconds, c.message, now, c.id) for c in changes],
+            )
+
+    def entries(self) -> list[Entry]:
+        """All cells in plan order."""
+        rows = self._db.execute(
+            "SELECT id, state, attempt, outcome, seconds, message, label, updated FROM cells ORDER BY position"
+        )
+        return [Entry(*row) for row in rows]
+
+    def spend(self, started: float, seconds: float, price_per_hour: float) -> None:
+        """Note what the run that started at `started` (Unix seconds) has used so far."""
+        self._db.execute(
+            "INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT (started) DO UPDATE SET seconds = excluded.seconds",
+            (started, seconds, price_per_hour),
+        )
+
+    def spent(self) -> tuple[float, float]:
+        """Machine seconds and US dollars of all runs so far."""
+        row = self._db.execute(
+            "SELECT coalesce(sum(seconds), 0), coalesce(sum(seconds * price_per_hour) / 3600, 0) FROM spend"
+        ).fetchone()
+        return float(row[0]), float(row[1])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            yield self._db

@@ -1,0 +1,1 @@
+"""What is asked: the study file, its identity, and the plan of cells. Imports no torch."""
