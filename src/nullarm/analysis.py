@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nullarm.errors import StudyError
+from nullarm.errors import InvalidResult, StudyError
 from nullarm.stats.design import Design as ContrastDesign
 from nullarm.stats.judge import (
     apply_holm,
@@ -18,7 +18,7 @@ from nullarm.stats.judge import (
     judge_superiority,
     withhold,
 )
-from nullarm.stats.noise import Noise
+from nullarm.stats.noise import Noise, noise_of_replicates
 from nullarm.stats.pairing import LongScores, PairedScores, Problem, pair_scores
 from nullarm.stats.power import minimum_detectable_effect
 from nullarm.stats.verdict import Judgement, Verdict
@@ -245,3 +245,27 @@ def _margin(study: Study, contrast: Contrast) -> float:
 
 def _rests_on(contrast: Contrast, cells: Sequence[Measured]) -> tuple[str, ...]:
     return tuple(m.cell.id for m in cells if m.cell.arm in (contrast.treatment, contrast.control))
+
+
+def pilot_noise(store: StudyStore, arms: Sequence[str]) -> Noise:
+    """A/A noise in a finished or half-finished study: how far cells that differ in nothing but chance lie apart.
+
+    Args:
+        store: The pilot's study directory.
+        arms: Arms whose cells count as repetitions of one another at each seed (`audited` and `replicate`), or one arm
+            with several replicates (`shuffled`, exchangeable under the null).
+
+    Raises:
+        StudyError: An arm is not in the study.
+        InvalidResult: The cells cannot be paired, or there are fewer than two at a seed.
+    """
+    study = store.lock.study
+    if unknown := [arm for arm in arms if arm not in study.arms]:
+        raise StudyError(f"the pilot has no arm {unknown[0]!r}", valid=sorted(study.arms))
+    cells = [m for m in measured_cells(store, {cell.stage for cell in store.plan}) if m.cell.arm in arms]
+    if not cells:
+        raise InvalidResult(f"the pilot has no finished cell of {', '.join(arms)}", next_command="run the pilot first")
+    paired = pair_scores(_scores(cells, study), arms=list(arms))
+    if isinstance(paired, Problem):
+        raise InvalidResult(f"the pilot's cells cannot be paired: {paired.message}")
+    return noise_of_replicates(np.concatenate([paired.replicates(arm) for arm in arms], axis=1))

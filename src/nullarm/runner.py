@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nullarm.engines.base import Ended, Engine, Job, Progress
-from nullarm.errors import BudgetExceeded, NullarmError, Preempted
-from nullarm.store.cell import read_failure, write_failure
+from nullarm.errors import BudgetExceeded, IntegrityError, LeaseLost, NullarmError, Preempted
+from nullarm.store.cell import Failure, read_failure, write_failure
 from nullarm.store.journal import Change
 from nullarm.store.lease import Lease, Leases
 from nullarm.store.record import FinishedCell
@@ -33,6 +34,8 @@ class RunState:
     eta_s: float | None
     cost: float
     """US dollars of all runs of this study so far."""
+    stopping: bool = False
+    """Running cells have been asked to stop at their next safe point."""
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Runner:
         self._running: dict[str, tuple[Cell, Lease]] = {}
         self._notes: dict[str, str] = {}
         self._tries: dict[str, int] = {}
+        self._stopping = False
         self._result = RunResult()
         self._graph = _Graph(store.plan.cells)
         self._started = time.time()
@@ -104,6 +108,8 @@ class Runner:
             if finished := self._store.finished(cell.id):
                 self._accept(cell, finished)
         self._graph.finished_here.clear()
+        blocked = [e.id for e in self._store.journal.entries() if e.state == "blocked" and e.id in self._graph.open]
+        self._store.journal.update([Change(cell_id, "pending") for cell_id in blocked])
 
     def _submit_ready(self) -> None:
         held: dict[str, Cell] = {}
@@ -111,17 +117,27 @@ class Runner:
             cell = self._graph.ready.pop(next(iter(self._graph.ready)))
             if finished := self._store.finished(cell.id):  # another coordinator was faster
                 self._accept(cell, finished)
-            elif (lease := self._store.claim(cell, self._leases)) is None:
+            elif not self._start(cell):
                 held[cell.id] = cell
-            else:
-                self._running[cell.id] = (cell, lease)
-                resources = self._study.resources
-                self._engine.submit(Job(self._store.paths.root, cell.id, lease.attempt, resources.cpus, resources.gpus))
         self._graph.ready.update(held)
         if held and not self._running:
             time.sleep(POLL_S)  # another coordinator has them: look again later
         if self._result.stopped_by is not None and not self._running:
             self._block(list(self._graph.open), f"stopped: {self._result.stopped_by.record.reason}")
+
+    def _start(self, cell: Cell) -> bool:
+        """Claim a cell and submit it; False while another coordinator holds it."""
+        try:
+            lease = self._store.claim(cell, self._leases)
+        except IntegrityError as error:
+            self._fail(cell, str(error))
+            return True
+        if lease is None:
+            return False
+        resources = self._study.resources
+        self._engine.submit(Job(self._store.paths.root, cell.id, lease.attempt, resources.cpus, resources.gpus))
+        self._running[cell.id] = (cell, lease)
+        return True
 
     def _watch(self, timeout_s: float) -> None:
         for event in self._engine.poll(timeout_s):
@@ -142,29 +158,35 @@ class Runner:
         self._notes.pop(cell.id, None)
         self._engine.fetch(self._store.paths.root, cell.id)
         paths = self._store.paths.cell(cell.id)
-        self._leases.release(paths, lease)
+        failure = self._failure(cell, lease, event)
+        self._leases.release(paths)
         if finished := self._store.observe(cell.id):
             self._accept(cell, finished)
-            return
-        failure = read_failure(paths)
-        if event.exit_code == Preempted.exit_code:
-            self._graph.ready[cell.id] = cell
-        elif failure and failure["attempt"] == lease.attempt:
-            self._fail(cell, f"{failure['kind']}: {failure['message']}")
+        elif failure:
+            self._fail(cell, str(failure))
         else:
-            self._retry(cell, lease, event)
+            self._graph.ready[cell.id] = cell
 
-    def _retry(self, cell: Cell, lease: Lease, event: Ended) -> None:
-        """A worker that vanished, or that claimed success without a record: try again, then give up."""
+    def _failure(self, cell: Cell, lease: Lease, event: Ended) -> Failure | None:
+        """Why the cell is not tried again; None when it is finished or will be.
+
+        An error of the cell's own is final. A worker that vanished, or claimed success without a record, is replaced.
+        """
+        paths = self._store.paths.cell(cell.id)
+        noted = read_failure(paths)
+        if noted and noted.attempt == lease.attempt:
+            return noted
+        if event.exit_code == Preempted.exit_code or self._stopping or self._store.finished(cell.id):
+            return None
         self._tries[cell.id] = self._tries.get(cell.id, 0) + 1
         if self._tries[cell.id] < self._study.resources.attempts:
-            self._graph.ready[cell.id] = cell
-            return
+            return None
         how = "was killed" if event.exit_code is None else f"ended with code {event.exit_code} and no record"
         message = f"the worker {how}, {self._tries[cell.id]} times"
-        write_failure(self._store.paths.cell(cell.id), lease.attempt, "WorkerDied", message, event.exit_code or 1)
-        self._store.observe(cell.id)
-        self._fail(cell, f"WorkerDied: {message}")
+        failure = Failure(lease.attempt, "WorkerDied", message, event.exit_code or 1)
+        with suppress(LeaseLost):  # another machine thought this one dead: the cell is its own now
+            write_failure(paths, failure)
+        return failure
 
     def _accept(self, cell: Cell, finished: FinishedCell) -> None:
         self._result.done.append(cell.id)
@@ -199,6 +221,7 @@ class Runner:
 
     def _stop_running(self) -> None:
         """Ask running cells to stop at a safe point, wait, then kill; with nothing running, nothing happens."""
+        self._stopping = True
         for cell_id in self._running:
             self._engine.cancel(cell_id)
         deadline = time.monotonic() + STOP_GRACE_S
@@ -206,10 +229,10 @@ class Runner:
             while self._running and time.monotonic() < deadline:
                 self._watch(POLL_S)
         finally:
-            for cell_id, (_, lease) in self._running.items():
+            for cell_id in self._running:
                 self._engine.cancel(cell_id, at_once=True)
-                self._leases.release(self._store.paths.cell(cell_id), lease)
             self._running.clear()
+            self._leases.release_all()
             self._store.reconcile()
             self._store.journal.update(
                 [Change(i, "blocked", message=reason) for i, reason in self._result.blocked.items()]
@@ -228,6 +251,7 @@ class Runner:
             running=running,
             eta_s=self._eta(),
             cost=self._store.journal.spent()[1],
+            stopping=self._stopping,
         )
 
     def _eta(self) -> float | None:
@@ -266,14 +290,13 @@ class _Graph:
     def give_up(self, cell_id: str) -> list[str]:
         """Close a cell and return every open cell that waits for it, directly or not."""
         self._close(cell_id)
-        found: list[str] = []
+        found: dict[str, None] = {}
         frontier = [cell_id]
         while frontier:
-            for waiting in self._waiting[frontier.pop()]:
-                if waiting in self.open and waiting not in found:
-                    found.append(waiting)
-                    frontier.append(waiting)
-        return found
+            new = [w for w in self._waiting[frontier.pop()] if w in self.open and w not in found]
+            found |= dict.fromkeys(new)
+            frontier += new
+        return list(found)
 
     def drop(self, cell_ids: Iterable[str]) -> None:
         """Close cells that will not run."""

@@ -1,7 +1,7 @@
 """Runs cells anywhere: `python -m nullarm.worker STUDY_DIR CELL ATTEMPT`, or `--serve` for one after the other.
 
 Events go to standard output as JSON lines: `{"event": "progress", "done": 3, "total": 10, "note": "steps"}` and
-`{"event": "ended", "cell": …, "attempt": …, "exit_code": 0}`. What the cell prints goes to its log. A served worker
+`{"event": "ended", "cell": …, "attempt": …, "exit_code": 0}`. What the cell prints goes to its log. A worker that serves
 reads `{"cell": …, "attempt": …}` lines from standard input and leaves as soon as its input closes: it never outlives
 its coordinator. SIGTERM and SIGUSR1 stop the cell at its next safe point; exit code 75 then means "requeue me".
 """
@@ -25,7 +25,7 @@ from nullarm.errors import FormatError, IntegrityError, LeaseLost, NullarmError,
 from nullarm.protocols import find_protocol
 from nullarm.protocols.base import CellContext
 from nullarm.sites.provenance import provenance
-from nullarm.store.cell import CellWriter, finished, write_failure
+from nullarm.store.cell import CellWriter, Failure, finished, write_failure
 from nullarm.store.files import read_json
 from nullarm.store.lease import beat
 from nullarm.store.paths import CellPaths, StudyPaths
@@ -58,18 +58,18 @@ def run_cell(root: Path, cell_id: str, attempt: int, should_stop: Callable[[], b
     try:
         _work(root, paths, attempt, should_stop, progress)
     except Preempted as stop:
-        print(f"stopped at a safe point: {stop}", flush=True)
+        _say(f"stopped at a safe point: {stop}")
         return Preempted.exit_code
     except LeaseLost as lost:
-        print(f"another attempt owns this cell: {lost}", flush=True)
+        _say(f"another attempt owns this cell: {lost}")
         return LeaseLost.exit_code
     except NullarmError as error:
-        print(f"error: {error}", flush=True)
-        _note_failure(paths, attempt, error.kind, str(error), error.exit_code)
+        _say(f"error: {error}")
+        _note_failure(paths, Failure(attempt, error.kind, str(error), error.exit_code))
         return error.exit_code
     except Exception as error:
-        traceback.print_exc(file=sys.stdout)
-        _note_failure(paths, attempt, type(error).__name__, str(error), CRASHED)
+        _say(traceback.format_exc())
+        _note_failure(paths, Failure(attempt, type(error).__name__, str(error), CRASHED))
         return CRASHED
     return 0
 
@@ -112,9 +112,14 @@ def _needs(root: Path, cell: Cell) -> dict[str, FinishedCell]:
     return {role: need for role, need in found.items() if need is not None}
 
 
-def _note_failure(paths: CellPaths, attempt: int, kind: str, message: str, exit_code: int) -> None:
+def _note_failure(paths: CellPaths, failure: Failure) -> None:
     with contextlib.suppress(NullarmError):  # a full disk or a lost lease: the exit code still tells
-        write_failure(paths, attempt, kind, message, exit_code)
+        write_failure(paths, failure)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a log that cannot be written is no reason to fail
+        print(text, flush=True)
 
 
 def serve(root: Path) -> int:
@@ -123,17 +128,19 @@ def serve(root: Path) -> int:
     Returns:
         0 at the end of input, else the exit code of the first cell that did not end well.
     """
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     jobs = _read_jobs()
-    with stop_on_signals() as stop:
+    with _events() as events, stop_on_signals() as stop:
         while (job := jobs.get()) is not None:
-            cell_id, attempt = str(job["cell"]), int(job["attempt"])
-            with _logged_to(StudyPaths(root).cell(cell_id).log, attempt):
-                code = _run_with_heartbeat(root, cell_id, attempt, stop, _tell(events))
-            _emit(events, event="ended", cell=cell_id, attempt=attempt, exit_code=code)
-            if code != 0:
+            if (code := _run_logged(root, str(job["cell"]), int(job["attempt"]), stop, events)) != 0:
                 return code
     return 0
+
+
+def _run_logged(root: Path, cell_id: str, attempt: int, stop: StopFlag, events: TextIO) -> int:
+    with _logged_to(StudyPaths(root).cell(cell_id).log, attempt):
+        code = _run_with_heartbeat(root, cell_id, attempt, stop, _tell(events))
+    _emit(events, event="ended", cell=cell_id, attempt=attempt, exit_code=code)
+    return code
 
 
 def _run_with_heartbeat(root: Path, cell_id: str, attempt: int, stop: StopFlag, progress: Progress) -> int:
@@ -147,7 +154,7 @@ def _run_with_heartbeat(root: Path, cell_id: str, attempt: int, stop: StopFlag, 
             except LeaseLost:
                 lost.set()
             except NullarmError as error:
-                print(f"heartbeat: {error}", flush=True)
+                _say(f"heartbeat: {error}")
 
     thread = threading.Thread(target=keep_beating, daemon=True)
     thread.start()
@@ -171,6 +178,14 @@ def _read_jobs() -> queue.Queue[dict[str, Any] | None]:
     return jobs
 
 
+@contextlib.contextmanager
+def _events() -> Iterator[TextIO]:
+    """Standard output, for events alone: from here on, whatever prints to it reaches standard error instead."""
+    with os.fdopen(os.dup(1), "w") as events:
+        os.dup2(2, 1)
+        yield events
+
+
 def _tell(events: TextIO) -> Progress:
     def progress(done: int, total: int, note: str) -> None:
         _emit(events, event="progress", done=done, total=total, note=note)
@@ -187,19 +202,17 @@ def _emit(events: TextIO, **event: object) -> None:
 @contextlib.contextmanager
 def _logged_to(log: Path, attempt: int) -> Iterator[None]:
     """Send everything the process prints, from any library, to the cell's log."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     with open(log, "ab", buffering=0) as file:
-        file.write(f"── attempt {attempt} · {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    _say(f"── attempt {attempt} · {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for old, new in zip(saved, (1, 2), strict=True):
+        for stream, old, new in zip((sys.stdout, sys.stderr), saved, (1, 2), strict=True):
+            with contextlib.suppress(OSError):
+                stream.flush()
             os.dup2(old, new)
             os.close(old)
 
@@ -212,9 +225,10 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m nullarm.worker STUDY_DIR CELL ATTEMPT | --serve STUDY_DIR", file=sys.stderr)
         return 2
     root, cell_id, attempt = Path(arguments[0]), arguments[1], int(arguments[2])
-    with stop_on_signals() as stop:
-        return _run_with_heartbeat(root, cell_id, attempt, stop, _tell(sys.stdout))
+    with _events() as events, stop_on_signals() as stop:
+        return _run_logged(root, cell_id, attempt, stop, events)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Not `sys.exit`: the thread that waits for standard input holds its lock, which Python would end fatally over.
+    os._exit(main(sys.argv[1:]))

@@ -54,7 +54,9 @@ class World:
         s, k, n = self.seeds, self.controls, self.items
         scores = self.arm_sd * self._noise(rng, (s, k + 1, 1)) + self.item_sd * self._noise(rng, (s, k + 1, n))
         scores += self._noise(rng, (s, 1, 1)) + self._noise(rng, (1, 1, n))  # seeds and items that are hard for all
-        effect = self.effect + self.effect_sd * self._noise(rng, (s, 1)) + self.item_effect_sd * self._noise(rng, (1, n))
+        effect = (
+            self.effect + self.effect_sd * self._noise(rng, (s, 1)) + self.item_effect_sd * self._noise(rng, (1, n))
+        )
         return scores[:, 0] + effect, scores[:, 1:]
 
     def _noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:

@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 import nullarm
-from nullarm.errors import Interrupted, NullarmError
+from nullarm.errors import Interrupted, NullarmError, UsageError, nearest
 
 COMMANDS = {
     "analyze": "Judge the declared contrasts on what a study directory holds.",
@@ -42,20 +42,32 @@ class _LazyGroup(click.Group):
             raise TypeError(f"nullarm.cli.{cmd_name} has no command")
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}", valid=sorted(COMMANDS))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.pass_context
 @click.version_option(nullarm.__version__, prog_name="nullarm")
-def cli() -> None:
+def cli(context: click.Context) -> None:
     """Controlled experiments on the insides and the compression of language models.
 
     Exit codes: 0 ok · 2 usage · 3 preflight · 4 cells failed · 5 invalid or contaminated · 6 inconclusive (with
     --require-verdict) · 7 budget or runtime limit · 8 integrity · 9 undertrained · 10 model · 11 another study's directory ·
     12 newer format · 13 storage · 14 adapter · 15 dataset · 75 preempted · 130 interrupted.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:
@@ -71,6 +83,9 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted; what was committed is kept", next_command="nullarm resume DIR")
         sys.exit(Interrupted.exit_code)
+    except BrokenPipeError:  # the reader of standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
         if os.environ.get("NULLARM_TRACEBACK"):
             raise
@@ -84,7 +99,5 @@ def main() -> None:
 
 def _complain(problem: str, next_command: str = "") -> None:
     line = " ".join(problem.split())
-    click.echo(
-        click.style("error: ", fg="red", bold=True) + line + (f"; next: {next_command}" if next_command else ""),
-        err=True,
-    )
+    label = "error: " if "NO_COLOR" in os.environ else click.style("error: ", fg="red", bold=True)
+    click.echo(label + line + (f"; next: {next_command}" if next_command else ""), err=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from nullarm.cli.options import print_json
 from nullarm.cli.progress import ProgressView
-from nullarm.errors import CellsFailed, Inconclusive, InvalidResult, Undertrained
+from nullarm.errors import CellsFailed, Inconclusive, Interrupted, InvalidResult, Undertrained
 
 if TYPE_CHECKING:
     from nullarm.conduct import Conclusion
@@ -29,17 +30,15 @@ def execute(store: StudyStore, engine: str, at_once: int | None, *, require_verd
         InvalidResult: The primary verdict is INVALID.
         Inconclusive: There is no verdict and one was required.
         Preempted: SIGTERM or SIGUSR1 arrived; running cells were stopped at a safe point.
+        Interrupted: Ctrl-C, likewise; a second one kills them.
     """
-    from nullarm.conduct import conclude, run
-    from nullarm.training.signals import stop_on_signals
+    from nullarm.conduct import conclude
 
-    open_before = sum(entry.state != "done" for entry in store.journal.entries())
-    if open_before:
-        with ProgressView() as view, stop_on_signals() as stop:
-            result = run(store, make_engine(store, engine, at_once), view.show, stop)
+    result = None
+    if any(store.finished(cell.id) is None for cell in store.plan):
+        result = _run_open_cells(store, engine, at_once)
     else:
         click.echo("everything is done: no cell is open", err=True)
-        result = None
     conclusion = conclude(store)
     if as_json:
         print_json(
@@ -49,6 +48,19 @@ def execute(store: StudyStore, engine: str, at_once: int | None, *, require_verd
         click.echo(conclusion.closing)
         click.echo(f"\nreport: {conclusion.report}")
     raise_for(store, result, conclusion, require_verdict=require_verdict)
+
+
+def _run_open_cells(store: StudyStore, engine: str, at_once: int | None) -> RunResult:
+    from nullarm.conduct import run
+    from nullarm.training.signals import stop_on_signals
+
+    try:
+        with ProgressView() as view, stop_on_signals() as stop:
+            return run(store, make_engine(store, engine, at_once, stop), view.show, stop)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "interrupted; what was committed is kept", next_command=f"nullarm resume {store.paths.root}"
+        ) from error
 
 
 def raise_for(store: StudyStore, result: RunResult | None, conclusion: Conclusion, *, require_verdict: bool) -> None:
@@ -73,7 +85,7 @@ def raise_for(store: StudyStore, result: RunResult | None, conclusion: Conclusio
         raise Inconclusive(f"the primary contrast {primary.name!r} is {primary.verdict}: {primary.reason}")
 
 
-def make_engine(store: StudyStore, name: str, at_once: int | None) -> Engine:
+def make_engine(store: StudyStore, name: str, at_once: int | None, should_stop: Callable[[], bool]) -> Engine:
     """The engine called `name`, sized for the study's cells."""
     from nullarm.engines.fake import FakeEngine, Faults
     from nullarm.engines.inline import InlineEngine
@@ -81,16 +93,17 @@ def make_engine(store: StudyStore, name: str, at_once: int | None) -> Engine:
 
     resources = store.lock.study.resources
     if name == "inline":
-        return InlineEngine()
+        return InlineEngine(should_stop)
     if name == "fake":
         return FakeEngine(Faults(seed=0, kill=0.2, lie=0.1, vanish=0.1, repeat=0.1), at_once or 2)
     return LocalEngine(resources.cpus, resources.gpus, at_once)
 
 
-def detach(paths: StudyPaths, engine: str, at_once: int | None) -> None:
+def detach(paths: StudyPaths, engine: str, at_once: int | None, *, require_verdict: bool) -> None:
     """Start `nullarm resume` in a session of its own, which the end of this terminal does not reach."""
     command = [sys.executable, "-m", "nullarm", "resume", str(paths.root.absolute()), "--engine", engine]
     command += ["--at-once", str(at_once)] if at_once else []
+    command += ["--require-verdict"] if require_verdict else []
     with open(paths.coordinator_log, "ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

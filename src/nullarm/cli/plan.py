@@ -10,28 +10,39 @@ from nullarm.cli.options import json_option, print_json, study_options
 from nullarm.cli.progress import duration
 
 
+def _print_schema(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from nullarm.protocols.schema import study_schema
+
+        print_json(study_schema())
+        context.exit()
+
+
 @click.command(help="Show cells, power, time, disk and cost before anything runs.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of the study file instead.",
+)
 @study_options
 @click.option("--device", help="Estimate for this kind of machine (cpu, rtx4090, a100-40, a100-80, h100, h200, l40s).")
 @click.option("--at-once", type=click.IntRange(1), default=None, help="Cells at a time in the time estimate.")
 @click.option("--cells", "list_cells", is_flag=True, help="List every cell with what it needs.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of the study file instead.")
 @json_option
 def plan(
     study: str, overrides: tuple[str, ...], profile: str | None, device: str | None, at_once: int | None,
-    list_cells: bool, schema: bool, as_json: bool,
+    list_cells: bool, as_json: bool,
 ) -> None:  # fmt: skip
     from nullarm.conduct import prepare
-    from nullarm.protocols.schema import study_schema
 
-    if schema:
-        print_json(study_schema())
-        return
     device_override = (f"resources.device={device}",) if device else ()
     prepared = prepare(study, overrides=(*overrides, *device_override), profile=profile)
     facts = _facts(prepared, at_once)
     if as_json:
-        print_json({**facts, "cells": [{**cell.to_json(), "seconds": cell.estimate.seconds} for cell in prepared.plan]})
+        print_json({**facts, "cells": [cell.to_json() for cell in prepared.plan]})
         return
     _print_facts(facts)
     if list_cells:

@@ -58,6 +58,8 @@ def _line(state: RunState) -> str:
         parts.append(f"about {duration(state.eta_s)} left")
     if state.cost:
         parts.append(f"${state.cost:.2f} so far")
+    if state.stopping and state.running:
+        parts.append("stopping at a safe point, Ctrl-C kills")
     return " · ".join(parts)
 
 

@@ -23,6 +23,6 @@ def resume(
 
     store = StudyStore.open(directory)
     if detached:
-        detach(store.paths, engine, at_once)
+        detach(store.paths, engine, at_once, require_verdict=require_verdict)
         return
     execute(store, engine, at_once, require_verdict=require_verdict, as_json=as_json)

@@ -27,6 +27,6 @@ def run(
     root = directory or default_directory(prepared.study)
     store = lay_down(prepared, root)
     if detached:
-        detach(store.paths, engine, at_once)
+        detach(store.paths, engine, at_once, require_verdict=require_verdict)
         return
     execute(store, engine, at_once, require_verdict=require_verdict, as_json=as_json)

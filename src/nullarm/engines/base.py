@@ -21,6 +21,11 @@ class Job:
     cpus: int = 1
     gpus: int = 0
 
+    @property
+    def key(self) -> tuple[Path, str, int]:
+        """What makes it the same job."""
+        return (self.root, self.cell_id, self.attempt)
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -64,9 +64,9 @@ class FakeEngine(Engine):
         self._faults = faults
         self._inner = LocalEngine(at_once=at_once)
         self._made_up: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._given_up: set[tuple[str, int]] = set()
-        self._repeated: set[tuple[str, int]] = set()
-        self._submitted: set[tuple[str, int]] = set()
+        self._given_up: set[tuple[Path, str, int]] = set()
+        self._repeated: set[tuple[Path, str, int]] = set()
+        self._submitted: set[tuple[Path, str, int]] = set()
         self._timers: list[threading.Timer] = []
 
     def room(self) -> int:
@@ -75,7 +75,7 @@ class FakeEngine(Engine):
 
     def submit(self, job: Job) -> None:
         """Start a job, or pretend to."""
-        key = (job.cell_id, job.attempt)
+        key = job.key
         if key in self._submitted:
             return
         self._submitted.add(key)
@@ -102,9 +102,8 @@ class FakeEngine(Engine):
         while not self._made_up.empty():
             events.append(self._made_up.get())
         for event in self._inner.poll(0 if events else timeout_s):
-            key = (event.job.cell_id, event.job.attempt)
-            if key not in self._given_up:
-                events.extend([event] * (2 if key in self._repeated else 1))
+            if event.job.key not in self._given_up:
+                events.extend([event] * (2 if event.job.key in self._repeated else 1))
         return events
 
     def cancel(self, cell_id: str, *, at_once: bool = False) -> None:

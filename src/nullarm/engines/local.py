@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -9,8 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -40,7 +42,7 @@ class _Worker:
     process: subprocess.Popen[str]
     root: Path
     job: Job | None = None
-    threads: list[threading.Thread] = field(default_factory=list)
+    listener: threading.Thread | None = None
 
 
 @final
@@ -50,17 +52,21 @@ class LocalEngine(Engine):
     Args:
         cpus_per_cell: Threads of one cell.
         gpus_per_cell: GPUs of one cell; 0 for CPU cells.
-        at_once: Number of cells at a time; as many as the machine has shares for when left out.
+        at_once: Number of cells at a time, at most one per share of the GPUs; as many as the machine has shares for
+            when left out.
 
     Raises:
         PreflightError: The machine has too few GPUs for one cell.
     """
 
     def __init__(self, cpus_per_cell: int = 1, gpus_per_cell: int = 0, at_once: int | None = None) -> None:
-        shares = _gpu_shares(gpus_per_cell) if gpus_per_cell else [()] * max(1, _cpus() // cpus_per_cell)
+        cpu_shares: list[tuple[str, ...]] = [()] * (at_once or max(1, _cpus() // cpus_per_cell))
+        shares = _gpu_shares(gpus_per_cell) if gpus_per_cell else cpu_shares
         self._slots = [_Slot(cpus_per_cell, share) for share in shares[: at_once or len(shares)]]
+        self._workers: list[_Worker] = []
+        """All that were started and may still live, also those that have left their slot."""
         self._events: queue.Queue[Event] = queue.Queue()
-        self._submitted: set[tuple[str, int]] = set()
+        self._submitted: set[tuple[Path, str, int]] = set()
         self._lock = threading.Lock()
         """Held while a job is given to a worker and while a worker's end is noted, so that no job falls between."""
 
@@ -74,11 +80,11 @@ class LocalEngine(Engine):
         Raises:
             PreflightError: All slots are taken.
         """
-        if (job.cell_id, job.attempt) in self._submitted:
+        if job.key in self._submitted:
             return
         with self._lock:
             slot = self._free_slot(job)
-            self._submitted.add((job.cell_id, job.attempt))
+            self._submitted.add(job.key)
             worker = slot.worker or self._start(slot, job.root)
             slot.worker = worker
             worker.job = job
@@ -96,9 +102,10 @@ class LocalEngine(Engine):
 
     def cancel(self, cell_id: str, *, at_once: bool = False) -> None:
         """Signal the cell's worker: SIGTERM for the next safe point, SIGKILL for at once."""
-        for slot in self._slots:
-            if slot.worker and slot.worker.job and slot.worker.job.cell_id == cell_id:
-                slot.worker.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+        with self._lock:
+            for slot in self._slots:
+                if slot.worker and slot.worker.job and slot.worker.job.cell_id == cell_id:
+                    slot.worker.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
     def logs(self, root: Path, cell_id: str) -> str:
         """The cell's log."""
@@ -109,24 +116,20 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         """Let idle workers go, end the others."""
-        workers = [slot.worker for slot in self._slots if slot.worker]
-        for worker in workers:
+        for worker in self._workers:
             if worker.job is None:
                 _send(worker, {})
             else:
                 worker.process.terminate()
-        for worker in workers:
+        deadline = time.monotonic() + EXIT_GRACE_S
+        for worker in self._workers:
             try:
-                worker.process.wait(EXIT_GRACE_S)
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
-                worker.process.wait()
-            for thread in worker.threads:
-                thread.join()
-            if worker.process.stdin:
-                worker.process.stdin.close()
-        for slot in self._slots:
-            slot.worker = None
+            if worker.listener:
+                worker.listener.join(EXIT_GRACE_S)
+        self._workers.clear()
 
     def _free_slot(self, job: Job) -> _Slot:
         free = [slot for slot in self._slots if slot.worker is None or slot.worker.job is None]
@@ -148,28 +151,32 @@ class LocalEngine(Engine):
             start_new_session=True,  # Ctrl-C reaches the coordinator alone, which then asks the workers to stop
         )
         worker = _Worker(process, root)
-        thread = threading.Thread(target=self._listen, args=(slot, worker), daemon=True)
-        worker.threads.append(thread)
-        thread.start()
+        worker.listener = threading.Thread(target=self._listen, args=(slot, worker), daemon=True)
+        worker.listener.start()
+        self._workers = [known for known in self._workers if known.process.poll() is None]
+        self._workers.append(worker)
         return worker
 
     def _listen(self, slot: _Slot, worker: _Worker) -> None:
         """Turn a worker's lines into events; its end, if a job was under way, is an event too."""
-        assert worker.process.stdout is not None  # opened as a pipe above
-        with worker.process.stdout as lines:
-            for line in lines:
-                self._hear(slot, worker, line)
-        code = worker.process.wait()
+        process = worker.process
+        for line in process.stdout or ():
+            self._hear(slot, worker, line)
+        code = process.wait()
         with self._lock:
             if slot.worker is worker:
                 slot.worker = None
             job, worker.job = worker.job, None
         if job is not None:
             self._events.put(Ended(job, code if code >= 0 else None))
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # bytes that the worker never took
+                if pipe:
+                    pipe.close()
 
     def _hear(self, slot: _Slot, worker: _Worker, line: str) -> None:
         job = worker.job
-        if job is None:
+        if job is None or not line.endswith("\n"):  # a worker that was killed may leave half a line
             return
         event: dict[str, Any] = json.loads(line)
         if event["event"] == "progress":
@@ -185,12 +192,10 @@ class LocalEngine(Engine):
 
 def _send(worker: _Worker, message: Mapping[str, object]) -> None:
     """Write one line to the worker; a worker that is gone is noticed by its listener."""
-    try:
+    with contextlib.suppress(BrokenPipeError, ValueError):  # its pipe is broken, or closed already
         if worker.process.stdin:
             worker.process.stdin.write(json.dumps(message) + "\n")
             worker.process.stdin.flush()
-    except BrokenPipeError:
-        return
 
 
 def _environment(slot: _Slot) -> dict[str, str]:

@@ -97,6 +97,17 @@ def linear_shapes(ref: str) -> dict[str, tuple[int, int]]:
     return {f"model.layers.{i}.{name}": shape for i in range(facts.layers) for name, shape in block.items()}
 
 
+def weights_directory(ref: str) -> Path | None:
+    """Directory with the model's weights on this machine; None for random weights and hub models not downloaded yet."""
+    reference = parse(ref)
+    if reference.kind != "hub":
+        return _directory(reference)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a directory's safetensors files, from their headers; empty when there are none.
 

@@ -40,7 +40,19 @@ def instantiate(
     cuda = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda), torch.device(device):
         torch.manual_seed(seed)
-        return auto.from_config(config, dtype=getattr(torch, dtype)).eval()
+        model = auto.from_config(config, dtype=getattr(torch, dtype)).eval()
+    _rescale(model, SHAPES[name])
+    return model
+
+
+def _rescale(model: Any, shape: Shape) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for ending, factor in shape.scales.items():
+                if name.endswith(f"{ending}.weight"):
+                    parameter.mul_(factor)
 
 
 def tokenizer_for(shape: Shape) -> Any:

@@ -7,7 +7,7 @@ class in a size that takes milliseconds. Nothing here needs torch until a model 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 LLAMA3_ROPE = {
@@ -28,12 +28,13 @@ class Shape:
         config: Its `config.json`, as far as it matters.
         hub_id: The model of this shape on the hub, or empty.
         tokenizer: `bytes`: any text, with the small world's merges; `words`: the words `w0`, `w1`, … and nothing else.
-        initializer_range: Standard deviation of the random weights.
+        scales: Factors on the random weights of modules, by the end of their name.
     """
 
     config: Mapping[str, Any]
     hub_id: str = ""
     tokenizer: Literal["bytes", "words"] = "bytes"
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tiny(self) -> bool:
@@ -139,6 +140,20 @@ SHAPES: Mapping[str, Shape] = {
     "tiny-mistral": Shape({"model_type": "mistral", **_TINY, "sliding_window": 16}),
     "tiny-qwen2": Shape({"model_type": "qwen2", **_TINY, "tie_word_embeddings": True}),
     "tiny-qwen3": Shape({"model_type": "qwen3", **_TINY, "head_dim": 8}),
+    # Every projection is 32 × 32: one stratum, so that ranks can be exchanged between any two of them. Embeddings that
+    # outweigh what the blocks add keep each block's part in the output separable.
+    "planted": Shape(
+        {
+            "model_type": "llama",
+            **_TINY,
+            "vocab_size": 64,
+            "intermediate_size": 32,
+            "num_key_value_heads": 4,
+            "initializer_range": 0.25,
+        },
+        tokenizer="words",
+        scales={"embed_tokens": 4.0, "lm_head": 2.0},
+    ),
 }
 """By the name that follows `random:` in a model reference."""
 

@@ -10,15 +10,16 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nullarm.report import palette, verdicts
 from nullarm.report.blocks import Code, KeyValues, Note, Table, Text, VerdictCard
-from nullarm.report.charts import Heatmap, IntervalPlot, PairedPlot, Plot
+from nullarm.report.charts import Chart, Heatmap, IntervalPlot, PairedPlot, Plot
 from nullarm.report.citations import Citations
 from nullarm.report.document import Block, Document
 from nullarm.report.figure import draw
@@ -37,6 +38,7 @@ from nullarm.report.strip import strip
 from nullarm.report.tables import chart_table, csv_link
 from nullarm.report.text import visible
 
+FOLDER = Path(__file__).parent / "templates"
 TEMPLATES: Mapping[type, str] = {
     Text: "text.html.j2",
     Note: "note.html.j2",
@@ -81,9 +83,6 @@ def render_html(document: Document) -> str:
     )
 
 
-Chart = Heatmap | Plot | IntervalPlot | PairedPlot
-
-
 def _block(block: Block, citations: Citations) -> Markup:
     name = TEMPLATES.get(type(block))
     if name is None:
@@ -104,7 +103,7 @@ def _block(block: Block, citations: Citations) -> Markup:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("nullarm.report", "templates"),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         finalize=_finalize,
         undefined=StrictUndefined,
@@ -178,9 +177,7 @@ def _style() -> str:
 
 
 def _source(name: str) -> str:
-    loader = _environment().loader
-    assert loader is not None  # set just above, in `_environment`
-    return loader.get_source(_environment(), name)[0]
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 @cache

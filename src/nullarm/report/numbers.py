@@ -10,6 +10,8 @@ from nullarm.report.blocks import Value
 
 MISSING = "—"
 SIGNIFICANT = 4
+LEAST_P = 1e-16
+"""What a computed p-value cannot tell from zero."""
 
 
 def finite(value: float | None) -> float | None:
@@ -55,6 +57,8 @@ def show_p(p: float | None) -> str:
     """A p-value, with two significant digits below 0.1."""
     if p is None:
         return MISSING
+    if p < LEAST_P:
+        return f"< {LEAST_P:g}"
     if p >= 0.1:
         return f"{p:.2f}"
     return f"{p:.2g}" if p < 1e-4 else f"{p:.{1 - math.floor(math.log10(p))}f}"

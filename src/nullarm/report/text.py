@@ -15,6 +15,7 @@ _ACTING = re.compile(
     "\U000e0000-\U000e007f"  # tags: invisible copies of ASCII
     "]"
 )
+TICK_WIDTH = 24
 HOVER_WIDTH = 72
 HOVER_LINES = 24
 
@@ -28,26 +29,33 @@ def visible(text: str) -> str:
 
 
 def plotly_text(text: str) -> str:
-    """`text` as Plotly shows it unchanged: Plotly reads a subset of HTML in every label and hover text."""
-    text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """`text` as Plotly shows it unchanged: Plotly reads a subset of HTML, and `%{…}`, in its labels."""
+    text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "%&#123;")
     return text.replace("\t", "    ").replace("\n", "<br>")
 
 
 def hover_text(lines: Iterable[str]) -> str:
     """Lines of plain text as one Plotly hover text, wrapped and cut to fit a screen."""
-    wrapped = [
-        part
-        for text in lines
-        for line in text.split("\n")
-        for part in textwrap.wrap(line, HOVER_WIDTH, replace_whitespace=False) or [""]
-    ]
+    wrapped = [part for text in lines for line in text.split("\n") for part in _wrapped(line)]
     kept = wrapped if len(wrapped) <= HOVER_LINES else [*wrapped[: HOVER_LINES - 1], "…"]
     return "<br>".join(plotly_text(line) for line in kept)
 
 
-def label_text(label: str, width: int = 28) -> str:
-    """An axis label for Plotly, broken into lines of `width` characters."""
-    return "<br>".join(plotly_text(line) for line in textwrap.wrap(label, width)) or " "
+def tick_text(label: str) -> str:
+    """A tick label for Plotly on one line; of a long one the middle is left out, as paths differ at their ends."""
+    line = " ".join(visible(label).split())
+    if len(line) > TICK_WIDTH:
+        line = f"{line[: TICK_WIDTH // 3]}…{line[-(TICK_WIDTH - TICK_WIDTH // 3 - 1) :]}"
+    return plotly_text(line) or " "
+
+
+def title_text(title: str, width: int) -> str:
+    """A title for Plotly on at most two lines of `width` characters."""
+    return "<br>".join(map(plotly_text, textwrap.wrap(visible(title), width, max_lines=2, placeholder=" …")))
+
+
+def _wrapped(line: str) -> list[str]:
+    return [line] if len(line) <= HOVER_WIDTH else textwrap.wrap(line, HOVER_WIDTH, replace_whitespace=False)
 
 
 def _sign(match: re.Match[str]) -> str:

@@ -6,8 +6,9 @@ Two known faults of the plain version are mended, because both would make the in
   pigeonhole bootstrap", theorem 3), and that residual is most of the noise of right-or-wrong items. Here seeds and
   items are resampled as two independent parts. The seed part carries the residual already, once, so the item part is
   shrunk to what the items' own effects add: by √(1 − MSE/MSB) of the two-way table, 0 when they add nothing.
-- A percentile interval over few seeds is too short (at S = 3 a "90 %" one covers about 62 %). The seed part is
-  stretched by √(S/(S − 1)) · t(S − 1)/z: the width of a t interval, with the shape left to the bootstrap.
+- A percentile interval over few units is too short (over three seeds a "90 %" one covers about 62 %). Each part is
+  stretched by √(n/(n − 1)) · t(n − 1)/z, n its seeds or its items (clusters): the width of a t interval, with the shape
+  left to the bootstrap.
 
 With one seed it is the ordinary one-way bootstrap of items (or of clusters of items), neither shrunk nor stretched.
 """
@@ -55,10 +56,12 @@ class Bootstrap:
 
     def interval(self, level: float, method: IntervalMethod = "percentile") -> Interval:
         """Two-sided interval at `level`, by percentiles or bias-corrected and accelerated (Efron 1987)."""
-        seeds = len(self.seed_influence)
-        draws = self.estimate + few_seed_stretch(seeds, level) * self.seed_part + self.item_part
+        seeds, units = len(self.seed_influence), len(self.item_influence)
+        draws = self.seed_part + self.item_part
+        if seeds > 1:
+            draws = few_units_stretch(seeds, level) * self.seed_part + few_units_stretch(units, level) * self.item_part
         tails = np.array([(1 - level) / 2, (1 + level) / 2])
-        low, high = np.quantile(draws, tails if method == "percentile" else self._bca(tails))
+        low, high = self.estimate + np.quantile(draws, tails if method == "percentile" else self._bca(tails))
         axes = "seed and item" if seeds > 1 else "item"
         return Interval(float(low), float(high), level, f"{axes} bootstrap, {method}")
 
@@ -76,12 +79,12 @@ class Bootstrap:
         return adjusted
 
 
-def few_seed_stretch(seeds: int, level: float) -> float:
-    """Factor that gives a percentile interval over `seeds` the width of a t interval; 1 for a single seed."""
-    if seeds == 1:
+def few_units_stretch(units: int, level: float) -> float:
+    """Factor that gives a percentile interval over `units` the width of a t interval; 1 for a single one."""
+    if units == 1:
         return 1.0
     tail = (1 + level) / 2
-    return float(sqrt(seeds / (seeds - 1)) * special.stdtrit(seeds - 1, tail) / special.ndtri(tail))
+    return float(sqrt(units / (units - 1)) * special.stdtrit(units - 1, tail) / special.ndtri(tail))
 
 
 def two_way_bootstrap(
@@ -110,7 +113,9 @@ def two_way_bootstrap(
     return Bootstrap(
         estimate=estimate,
         seed_part=_resampled_means(by_seed, ones, resamples, rng),
-        item_part=share * (_resampled_means(mean_sums, sizes, resamples, rng) - estimate) if share else np.zeros(resamples),
+        item_part=share * (_resampled_means(mean_sums, sizes, resamples, rng) - estimate)
+        if share
+        else np.zeros(resamples),
         seed_influence=by_seed / len(by_seed),
         item_influence=share * (mean_sums - sizes * estimate) / sizes.sum(),
     )

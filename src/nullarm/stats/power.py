@@ -15,7 +15,7 @@ from scipy import special
 
 from nullarm.errors import UsageError
 from nullarm.stats.arrays import Floats, Ints
-from nullarm.stats.bootstrap import few_seed_stretch
+from nullarm.stats.bootstrap import few_units_stretch
 from nullarm.stats.closed_form import detection_power, equivalence_power_at_zero
 from nullarm.stats.design import Design, check_design
 from nullarm.stats.noise import Noise
@@ -112,15 +112,14 @@ def seeds_needed(
         planned = _with_seeds(design, seeds)
         if planned.fault() is not None:
             return False
-        found = effect is None or detection_probability(planned, noise, effect, rng=rng, studies=studies) >= power
-        return found and (
-            margin is None or equivalence_probability(planned, noise, margin, rng=rng, studies=studies) >= power
-        )
+        if effect is not None and detection_probability(planned, noise, effect, rng=rng, studies=studies) < power:
+            return False
+        return margin is None or equivalence_probability(planned, noise, margin, rng=rng, studies=studies) >= power
 
     seeds = guess
-    while not enough(seeds):
-        seeds += 1
-    while seeds > 2 and seeds <= guess and enough(seeds - 1):
+    if not enough(seeds):
+        return next((more for more in range(seeds + 1, _SIMULATED_SEEDS + 1) if enough(more)), _SIMULATED_SEEDS + 1)
+    while seeds > 2 and enough(seeds - 1):
         seeds -= 1
     return seeds
 
@@ -218,7 +217,7 @@ def _interval_ends(
     seeds = design.seeds
     centre = differences.mean(axis=1)
     weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES) / seeds
-    draws = few_seed_stretch(seeds, design.level) * (differences - centre[:, None]) @ weights.T
+    draws = few_units_stretch(seeds, design.level) * (differences - centre[:, None]) @ weights.T
     draws += noise.item_effect_se * rng.standard_normal(_RESAMPLES)
     tail = (1 - design.level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=1)

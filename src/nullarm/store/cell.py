@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from nullarm.errors import LeaseLost
+from nullarm.errors import IntegrityError, LeaseLost
 from nullarm.store.atomic import (
     TEMP_PREFIX,
     make_directory,
@@ -94,10 +94,9 @@ class CellWriter:
         digest = sha256_path(staging)
         target = self.paths.artefacts / f"{name}-{digest[:HASH_LENGTH]}"
         with fenced(self.paths, self.attempt):
-            if target.exists():
-                shutil.rmtree(staging)
-            else:
-                publish_directory(staging, target)
+            if target.exists():  # of an earlier attempt; damaged, perhaps, so this one takes its place
+                shutil.rmtree(target)
+            publish_directory(staging, target)
         self._note(name, target, digest)
 
     def commit(
@@ -139,6 +138,7 @@ class CellWriter:
             with fenced(self.paths, self.attempt):
                 path.unlink(missing_ok=True)
         data = make()
+        print(f"chunk {key}", flush=True)  # into the cell's log, where it shows what an interruption has cost
         name = f"{key}-{sha256_bytes(data)[:HASH_LENGTH]}.{suffix}"
         with fenced(self.paths, self.attempt):
             write_bytes(self.paths.chunks / name, data)
@@ -159,18 +159,36 @@ class CellWriter:
         self._artefacts[name] = Artefact(relative, digest, size_bytes(path))
 
 
-def write_failure(paths: CellPaths, attempt: int, kind: str, message: str, exit_code: int) -> None:
-    """Note why an attempt failed, for `status`. The cell stays open."""
-    with fenced(paths, attempt):
-        write_json(
-            paths.failure,
-            {"attempt": attempt, "kind": kind, "message": message, "exit_code": exit_code, "pid": os.getpid()},
-        )
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed, for people; the cell stays open."""
+
+    attempt: int
+    kind: str
+    """Class of the error."""
+    message: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
 
 
-def read_failure(paths: CellPaths) -> dict[str, Any] | None:
-    """What `write_failure` noted, or None."""
-    return dict(read_json(paths.failure)) if paths.failure.exists() else None
+def write_failure(paths: CellPaths, failure: Failure) -> None:
+    """Note why an attempt failed.
+
+    Raises:
+        LeaseLost: A later attempt owns the cell.
+    """
+    with fenced(paths, failure.attempt):
+        write_json(paths.failure, asdict(failure))
+
+
+def read_failure(paths: CellPaths) -> Failure | None:
+    """The last failure that was noted, or None. A damaged note is no note."""
+    try:
+        return Failure(**read_json(paths.failure)) if paths.failure.exists() else None
+    except (IntegrityError, TypeError):
+        return None
 
 
 def finished(paths: CellPaths) -> FinishedCell | None:

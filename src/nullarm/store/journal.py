@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nullarm.store.atomic import storage_errors
+from nullarm.errors import StorageError
+
+LOCK_TIMEOUT_S = 30.0
+"""How long a command waits for another one that is writing."""
 
 State = Literal["pending", "running", "done", "failed", "blocked"]
 
@@ -46,16 +49,22 @@ class Entry(Change):
 
 
 class Journal:
-    """SQLite index of one study directory, in write-ahead mode so that readers never wait."""
+    """SQLite index of one study directory, in write-ahead mode so that readers never wait.
+
+    Raises:
+        StorageError: The disk is full, read-only or gone. Every method may raise it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with storage_errors(path):
+        with self._storage_errors():
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
         try:
             return self._connect()
+        except sqlite3.OperationalError:
+            raise  # locked, read-only, full: the file itself may be in order
         except sqlite3.DatabaseError:
             # Not a database any more: it is an index, so it starts anew and the caller fills it from the cells.
             for suffix in ("", "-wal", "-shm"):
@@ -63,13 +72,16 @@ class Journal:
             return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         try:
-            db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        except sqlite3.OperationalError as error:
-            raise OSError(f"cannot open the index: {error}") from error
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.executescript(_SCHEMA)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.executescript(_SCHEMA)
+            if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
     def close(self) -> None:
@@ -100,27 +112,40 @@ class Journal:
 
     def entries(self) -> list[Entry]:
         """All cells in plan order."""
-        rows = self._db.execute(
-            "SELECT id, state, attempt, outcome, seconds, message, label, updated FROM cells ORDER BY position"
-        )
-        return [Entry(*row) for row in rows]
+        query = "SELECT id, state, attempt, outcome, seconds, message, label, updated FROM cells ORDER BY position"
+        with self._storage_errors():
+            return [Entry(*row) for row in self._db.execute(query)]
 
     def spend(self, started: float, seconds: float, price_per_hour: float) -> None:
         """Note what the run that started at `started` (Unix seconds) has used so far."""
-        self._db.execute(
-            "INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT (started) DO UPDATE SET seconds = excluded.seconds",
-            (started, seconds, price_per_hour),
-        )
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT (started) DO UPDATE SET seconds = excluded.seconds",
+                (started, seconds, price_per_hour),
+            )
 
     def spent(self) -> tuple[float, float]:
         """Machine seconds and US dollars of all runs so far."""
-        row = self._db.execute(
-            "SELECT coalesce(sum(seconds), 0), coalesce(sum(seconds * price_per_hour) / 3600, 0) FROM spend"
-        ).fetchone()
-        return float(row[0]), float(row[1])
+        query = "SELECT coalesce(sum(seconds), 0), coalesce(sum(seconds * price_per_hour) / 3600, 0) FROM spend"
+        with self._storage_errors():
+            seconds, cost = self._db.execute(query).fetchone()
+        return float(seconds), float(cost)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        with self._db:
+        with self._storage_errors(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             yield self._db
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            cures = {
+                sqlite3.SQLITE_FULL: f"free space on {self.path.parent}, then `nullarm resume`",
+                sqlite3.SQLITE_CORRUPT: f"remove {self.path}: it is rebuilt from the cells",
+                sqlite3.SQLITE_BUSY: "wait for the other command, or stop it",
+            }
+            cure = cures.get(getattr(error, "sqlite_errorcode", 0), f"check that {self.path.parent} can be written")
+            raise StorageError(f"cannot use the index {self.path}: {error}", next_command=cure) from error

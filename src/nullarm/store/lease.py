@@ -14,13 +14,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import psutil
 
-from nullarm.errors import LeaseLost
+from nullarm.errors import IntegrityError, LeaseLost
 from nullarm.store.atomic import storage_errors
 from nullarm.store.files import read_json, write_json
 from nullarm.store.paths import CellPaths
@@ -45,10 +45,7 @@ class Owner:
             return None
         if self.boot != _boot():
             return False
-        try:
-            return _started(self.pid) == self.started
-        except psutil.NoSuchProcess:
-            return False
+        return _started(self.pid) == self.started
 
 
 @dataclass(frozen=True)
@@ -72,23 +69,35 @@ class Leases:
     def __init__(self, owner: Owner | None = None) -> None:
         self.owner = owner or this_process()
         self._seen: dict[Path, tuple[int, int, float]] = {}
+        self._held: dict[CellPaths, int] = {}
 
     def claim(self, paths: CellPaths) -> Lease | None:
-        """Take the cell with the next attempt number, or return None while somebody else holds it."""
+        """Take the cell with the next attempt number, or return None while somebody else holds it.
+
+        Raises:
+            IntegrityError: The lease is damaged, so that nobody knows which attempt would be the next.
+        """
         with cell_lock(paths):
             held = read_lease(paths)
             if held is not None and not held.released and self._alive(paths, held):
                 return None
             lease = Lease(attempt=held.attempt + 1 if held else 1, owner=self.owner)
+            self._held[paths] = lease.attempt
             _write(paths, lease)
         return lease
 
-    def release(self, paths: CellPaths, lease: Lease) -> None:
+    def release(self, paths: CellPaths) -> None:
         """Give the cell free; the attempt number is kept. A lease that was lost is left to its owner."""
         with cell_lock(paths):
             held = read_lease(paths)
-            if held is not None and held.attempt == lease.attempt:
-                _write(paths, Lease(lease.attempt, lease.owner, held.beat, released=True))
+            if held is not None and held.attempt == self._held.get(paths):
+                _write(paths, replace(held, released=True))
+        self._held.pop(paths, None)
+
+    def release_all(self) -> None:
+        """Give every cell free that was claimed here."""
+        for paths in list(self._held):
+            self.release(paths)
 
     def _alive(self, paths: CellPaths, held: Lease) -> bool:
         alive = held.owner.alive()
@@ -103,11 +112,21 @@ class Leases:
 
 
 def read_lease(paths: CellPaths) -> Lease | None:
-    """The lease as written, or None when the cell was never claimed."""
+    """The lease as written, or None when the cell was never claimed.
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
     if not paths.lease.exists():
         return None
-    data = read_json(paths.lease)
-    return Lease(data["attempt"], Owner(**data["owner"]), data["beat"], data["released"])
+    try:
+        data = read_json(paths.lease)
+        return Lease(int(data["attempt"]), Owner(**data["owner"]), int(data["beat"]), bool(data["released"]))
+    except (IntegrityError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{paths.lease} is damaged",
+            next_command=f"make sure that no run is at work here, remove {paths.lease}, then `nullarm resume`",
+        ) from error
 
 
 def beat(paths: CellPaths, attempt: int) -> None:
@@ -117,7 +136,7 @@ def beat(paths: CellPaths, attempt: int) -> None:
         LeaseLost: A later attempt owns the cell.
     """
     with fenced(paths, attempt) as held:
-        _write(paths, Lease(held.attempt, held.owner, held.beat + 1, held.released))
+        _write(paths, replace(held, beat=held.beat + 1))
 
 
 @contextmanager
@@ -155,17 +174,28 @@ def _write(paths: CellPaths, lease: Lease) -> None:
 
 @cache
 def _owner(pid: int) -> Owner:
-    return Owner(_host(), _boot(), pid, _started(pid))
+    started = _started(pid)
+    if started is None:
+        raise ProcessLookupError(f"no process {pid}")
+    return Owner(_host(), _boot(), pid, started)
 
 
-def _started(pid: int) -> float:
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.exists():
-        try:
-            return float(stat.read_text().rpartition(")")[2].split()[19])
-        except (OSError, IndexError) as error:
-            raise psutil.NoSuchProcess(pid) from error
-    return psutil.Process(pid).create_time()
+def _started(pid: int) -> float | None:
+    """When a process started; None when it is gone, or a zombie that nobody has waited for yet."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else float(fields[19])
+    except OSError:
+        return None if Path("/proc/self/stat").exists() else _started_elsewhere(pid)
+
+
+def _started_elsewhere(pid: int) -> float | None:
+    """The same on systems without `/proc`."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nullarm.errors import FormatError, IntegrityError
-from nullarm.store.files import decode_table, read_json, sha256_path
+from nullarm.store.files import decode_table, read_json, sha256_path, size_bytes
 from nullarm.store.paths import CellPaths
 from nullarm.study.identity import content_hash
 
@@ -41,7 +41,7 @@ class Record:
     reason: str | None = None
     """Why the outcome is not `ok`."""
     seconds: float = 0.0
-    """Wall time of the attempts that led here, as far as they are known."""
+    """Wall time of the attempt that finished the cell."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Code, packages and machine."""
 
@@ -70,8 +70,8 @@ class Record:
                 f"{path}: the record's hash does not agree", next_command="`nullarm resume` runs the cell again"
             )
         body.pop("format")
-        artefacts = {name: Artefact(**value) for name, value in body.pop("artefacts").items()}
-        return cls(artefacts=artefacts, **body)
+        artefacts = {name: Artefact(**value) for name, value in body["artefacts"].items()}
+        return cls(**{**body, "artefacts": artefacts})
 
 
 @dataclass(frozen=True)
@@ -122,5 +122,9 @@ def read_record(paths: CellPaths) -> Record | None:
         record = Record.from_json(read_json(paths.record), paths.record)
     except (IntegrityError, TypeError, KeyError, AttributeError):
         return None
-    whole = all((paths.root / a.file).exists() for a in record.artefacts.values())
+    whole = all(_has_size(paths.root / a.file, a.bytes) for a in record.artefacts.values())
     return record if whole and record.cell_id == paths.root.name else None
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.exists() and size_bytes(path) == size

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from nullarm.errors import ForeignStudyError, FormatError, IntegrityError, StudyError
-from nullarm.store.atomic import make_directory, write_bytes
+from nullarm.store.atomic import TEMP_PREFIX, make_directory, write_bytes
 from nullarm.store.cell import finished, read_failure
-from nullarm.store.files import read_json, write_json
-from nullarm.store.journal import Change, Journal
-from nullarm.store.lease import Lease, Leases, read_lease
-from nullarm.store.paths import StudyPaths
+from nullarm.store.files import encode_json, read_json, write_json
+from nullarm.store.journal import Change, Entry, Journal
+from nullarm.store.lease import Lease, Leases, cell_lock, read_lease
+from nullarm.store.paths import CellPaths, StudyPaths
 from nullarm.store.record import FinishedCell
 from nullarm.study.identity import content_hash
 from nullarm.study.plan import Cell, Plan
-from nullarm.study.spec import FORMAT, Study
+from nullarm.study.spec import FORMAT, Analysis, Study
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,14 @@ class Lock:
     """The resolved study as it was laid down, and the analysis that was declared before the first cell."""
 
     study: Study
-    declared_analysis: Mapping[str, Any] | None
+    plan_hash: str
+    declared_analysis: Analysis | None = None
     """The analysis in force when the first cell was claimed; None while none has been."""
 
     @property
     def exploratory(self) -> bool:
         """Whether the analysis was changed after cells had run."""
-        declared = self.declared_analysis
-        return declared is not None and content_hash(declared) != analysis_hash(self.study)
+        return self.declared_analysis not in (None, self.study.analysis)
 
 
 class StudyStore:
@@ -44,6 +42,17 @@ class StudyStore:
     def __init__(self, root: Path) -> None:
         self.paths = StudyPaths(root)
         self.journal = Journal(self.paths.journal)
+        self._finished: dict[str, tuple[tuple[int, int], FinishedCell]] = {}
+
+    def __enter__(self) -> StudyStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the index."""
+        self.journal.close()
 
     @classmethod
     def create(cls, root: Path, study: Study, plan: Plan) -> StudyStore:
@@ -59,7 +68,7 @@ class StudyStore:
         _refuse_foreign(root, study, known)
         make_directory(paths.cells)
         write_json(paths.plan, [cell.to_json() for cell in plan])
-        _write_lock(paths, Lock(study, known.declared_analysis if known else None))
+        _write_lock(paths, Lock(study, plan.hash, known.declared_analysis if known else None))
         store = cls(root)
         store.rebuild()
         return store
@@ -71,6 +80,7 @@ class StudyStore:
         Raises:
             StudyError: There is none.
             FormatError: A newer nullarm wrote it.
+            IntegrityError: The lock file or the plan is damaged.
         """
         read_lock(root)
         store = cls(root)
@@ -87,21 +97,38 @@ class StudyStore:
 
     @cached_property
     def plan(self) -> Plan:
-        """The planned cells."""
-        return Plan(tuple(Cell.from_json(data) for data in read_json(self.paths.plan)))
+        """The planned cells.
+
+        Raises:
+            IntegrityError: The file is not the plan that the lock file names.
+        """
+        try:
+            plan = Plan(tuple(Cell.from_json(data) for data in read_json(self.paths.plan)))
+        except (OSError, IntegrityError, KeyError, TypeError, ValueError):
+            plan = Plan(())
+        if plan.hash != self.lock.plan_hash:
+            raise IntegrityError(
+                f"{self.paths.plan} is damaged or of another plan than {self.paths.lock.name}",
+                next_command=f"lay the study down again: nullarm run STUDY.yaml --dir {self.paths.root}",
+            )
+        return plan
 
     def declare_analysis(self) -> None:
         """Fix the analysis as the declared one, before the first cell runs; of no effect once it is fixed."""
         lock = self.lock
         if lock.declared_analysis is None:
-            _write_lock(self.paths, Lock(lock.study, lock.study.analysis.model_dump(mode="json")))
+            _write_lock(self.paths, replace(lock, declared_analysis=lock.study.analysis))
 
     def claim(self, cell: Cell, leases: Leases) -> Lease | None:
-        """Take a cell for its next attempt, or return None while somebody else holds it."""
+        """Take a cell for its next attempt, or return None while somebody else holds it.
+
+        Raises:
+            IntegrityError: The cell's lease is damaged.
+        """
         paths = self.paths.cell(cell.id)
-        if not paths.cell.exists():
-            make_directory(paths.root)
-            write_json(paths.cell, cell.to_json())
+        make_directory(paths.root)
+        with cell_lock(paths):
+            _lay_down(paths, cell)
         lease = leases.claim(paths)
         if lease is not None:
             self.journal.update([Change(cell.id, "running", lease.attempt)])
@@ -109,13 +136,30 @@ class StudyStore:
 
     def finished(self, cell_id: str) -> FinishedCell | None:
         """The finished cell, or None."""
-        return finished(self.paths.cell(cell_id))
+        paths = self.paths.cell(cell_id)
+        try:
+            status = paths.record.stat()
+        except OSError:
+            return None
+        stamp = (status.st_mtime_ns, status.st_size)
+        known = self._finished.get(cell_id)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        found = finished(paths)
+        if found is not None:
+            self._finished[cell_id] = (stamp, found)
+        return found
 
     def reconcile(self) -> None:
-        """Bring the index up to what the cells say, for every cell that was begun and that it does not hold as done."""
-        begun = {path.name for path in self.paths.cells.iterdir()}
-        open_cells = [entry.id for entry in self.journal.entries() if entry.state != "done" and entry.id in begun]
-        self.journal.update([self._look(cell_id) for cell_id in open_cells])
+        """Bring the index up to what the cells say.
+
+        A cell that it holds as done is only looked at again when its record is gone, so that this is quick.
+        """
+        entries = self.journal.entries()
+        done = {entry.id for entry in entries if entry.state == "done"}
+        begun = {path.name for path in self.paths.cells.iterdir()} | done
+        changed = [e.id for e in entries if e.id in begun and not self._stands(e)]
+        self.journal.update([self._look(cell_id) for cell_id in changed])
 
     def observe(self, cell_id: str) -> FinishedCell | None:
         """Look at one cell, note its state in the index, and return it when it is finished."""
@@ -123,21 +167,35 @@ class StudyStore:
         return self.finished(cell_id)
 
     def rebuild(self) -> None:
-        """Fill the index from the plan and the cell directories."""
+        """Fill the index from the plan and the cell directories.
+
+        What runs have cost is known to the index alone; when that is lost, the time of the finished cells stands in.
+        """
         self.journal.fill((cell.id, cell.label) for cell in self.plan)
         self.reconcile()
+        known, _ = self.journal.spent()
+        seconds = sum(entry.seconds or 0.0 for entry in self.journal.entries())
+        if seconds and not known:
+            self.journal.spend(0.0, seconds, self.lock.study.budget.price_per_hour)
+
+    def _stands(self, entry: Entry) -> bool:
+        return entry.state == "done" and self.paths.cell(entry.id).record.exists()
 
     def _look(self, cell_id: str) -> Change:
-        paths = self.paths.cell(cell_id)
-        lease = read_lease(paths)
-        attempt = lease.attempt if lease else 0
-        if done := finished(paths):
+        if done := self.finished(cell_id):
             record = done.record
-            return Change(cell_id, "done", attempt, record.outcome, record.seconds, record.reason)
+            return Change(cell_id, "done", record.attempt, record.outcome, record.seconds, record.reason)
+        paths = self.paths.cell(cell_id)
+        try:
+            lease = read_lease(paths)
+        except IntegrityError as error:
+            return Change(cell_id, "failed", message=str(error))
+        attempt = lease.attempt if lease else 0
         if lease and not lease.released and lease.owner.alive() is not False:
             return Change(cell_id, "running", attempt)
-        if failure := read_failure(paths):
-            return Change(cell_id, "failed", attempt, message=f"{failure['kind']}: {failure['message']}")
+        failure = read_failure(paths)
+        if failure and failure.attempt == attempt:
+            return Change(cell_id, "failed", attempt, message=str(failure))
         return Change(cell_id, "pending", attempt)
 
 
@@ -171,22 +229,39 @@ def read_lock(root: Path) -> Lock:
             valid=f"up to {FORMAT}",
             next_command="pip install --upgrade nullarm",
         )
-    return Lock(Study.model_validate(data["study"]), data["declared_analysis"])
+    try:
+        declared = data["declared_analysis"]
+        return Lock(
+            study=Study.model_validate(data["study"]),
+            plan_hash=str(data["plan_hash"]),
+            declared_analysis=None if declared is None else Analysis.model_validate(declared),
+        )
+    except (KeyError, ValueError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}") from error
 
 
 def _write_lock(paths: StudyPaths, lock: Lock) -> None:
+    declared = lock.declared_analysis
     data = {
         "format": FORMAT,
         "study": lock.study.model_dump(mode="json"),
+        "plan_hash": lock.plan_hash,
         "analysis_hash": analysis_hash(lock.study),
-        "declared_analysis": lock.declared_analysis,
+        "declared_analysis": None if declared is None else declared.model_dump(mode="json"),
     }
     write_bytes(paths.lock, yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
 
 
+def _lay_down(paths: CellPaths, cell: Cell) -> None:
+    """Write what the cell is, unless that is what is there: settings may change from run to run."""
+    data = encode_json(cell.to_json())
+    if not paths.cell.exists() or paths.cell.read_bytes() != data:
+        write_bytes(paths.cell, data)
+
+
 def _refuse_foreign(root: Path, study: Study, known: Lock | None) -> None:
     if known is None:
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and not (root.is_dir() and _is_bare(StudyPaths(root))):
             raise ForeignStudyError(
                 f"{root} is not empty and holds no study", next_command="choose another directory with `--dir`"
             )
@@ -202,3 +277,10 @@ def _refuse_foreign(root: Path, study: Study, known: Lock | None) -> None:
             valid=f"{mine[0]} ({mine[1]}{', smoke' if mine[2] else ''})",
             next_command="choose another directory with `--dir`",
         )
+
+
+def _is_bare(paths: StudyPaths) -> bool:
+    """Whether a directory holds nothing, or what `create` leaves when it is killed before the lock file is there."""
+    begun = {paths.cells, paths.plan}
+    others = [p for p in paths.root.iterdir() if p not in begun and not p.name.startswith(TEMP_PREFIX)]
+    return not others and not (paths.cells.is_dir() and any(paths.cells.iterdir()))

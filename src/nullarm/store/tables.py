@@ -28,9 +28,12 @@ def export_tables(store: StudyStore) -> None:
     pairs = [(cell, store.finished(cell.id)) for cell in store.plan]
     done = [(cell, finished) for cell, finished in pairs if finished is not None]
     write_bytes(store.paths.tables / "cells.parquet", encode_table(_cells(done)))
+    items_file = store.paths.tables / "items.parquet"
     if items := [_items(cell, finished) for cell, finished in done if ITEMS in finished.record.artefacts]:
         table = pa.concat_tables(items, promote_options="default")
-        write_bytes(store.paths.tables / "items.parquet", encode_table(table))
+        write_bytes(items_file, encode_table(table))
+    else:
+        items_file.unlink(missing_ok=True)
     write_bytes(store.paths.manifest, _manifest(pairs))
 
 
@@ -43,11 +46,11 @@ def _cells(done: list[tuple[Cell, FinishedCell]]) -> pa.Table:
     rows: list[tuple[object, ...]] = []
     for cell, finished in done:
         record = finished.record
-        metrics = sorted(record.metrics.items()) or [(None, None)]
+        metrics: list[tuple[str | None, float | None]] = [*sorted(record.metrics.items())] or [(None, None)]
         rows += [(*_keys(cell), record.outcome, name, None if v is None else float(v)) for name, v in metrics]
     types = [pa.string()] * 3 + [pa.int64()] * 2 + [pa.string()] * 3 + [pa.float64()]
     names = [*_KEYS, "outcome", "metric", "value"]
-    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in names]
+    columns = [[row[i] for row in rows] for i in range(len(names))]
     return pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
 
 

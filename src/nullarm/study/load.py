@@ -35,21 +35,25 @@ def load_study(
         StudyError: The file, a profile or an override is wrong.
         FormatError: The file is of a newer format.
     """
-    data, lines = _with_parents(path, ())
+    data, places = _with_parents(path, ())
     if _dev_mode(os.environ if environment is None else environment):
         profile = profile or (QUICK if QUICK in _section(data, "profiles") else None)
         overrides = ("smoke=true", *overrides)
     if profile is not None:
         data = merged(data, _profile(data, profile, path))
+        start = f"profiles.{profile}."
+        places |= {key.removeprefix(start): place for key, place in places.items() if key.startswith(start)}
     for override in overrides:
-        data = _overridden(data, override)
+        key, value = _override(override)
+        data = set_dotted(data, key, value)
+        places[key] = f"--set {key}"
     if isinstance(found := data.get("format", FORMAT), int) and found > FORMAT:
         raise FormatError(
             f"{path}: study format {found} is newer than this nullarm reads",
             valid=f"up to {FORMAT}",
             next_command="pip install --upgrade nullarm",
         )
-    return validated(Study, data, str(path), lines)
+    return validated(Study, data, str(path), places)
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +73,8 @@ def set_dotted(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
     return merged(data, change)
 
 
-def _with_parents(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, int]]:
+def _with_parents(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file laid over what it extends, and where (`file:line`) each dotted key was said last."""
     resolved = path.resolve()
     if resolved in seen:
         chain = " → ".join(p.name for p in (*seen, resolved))
@@ -80,13 +85,14 @@ def _with_parents(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], d
             f"{path}: a study file is a mapping of keys", next_command="`nullarm init` writes one to start from"
         )
     data = dict(document.data)
+    places = {dotted: f"{path}:{line}" for dotted, line in document.lines.items()}
     parent = data.pop("extends", None)
     if parent is None:
-        return data, document.lines
+        return data, places
     if not isinstance(parent, str):
         raise StudyError(f"{path}: `extends` must be the path of a study file", value=parent)
-    inherited, _ = _with_parents(path.parent / parent, (*seen, resolved))
-    return merged(inherited, data), document.lines
+    inherited, their_places = _with_parents(path.parent / parent, (*seen, resolved))
+    return merged(inherited, data), {**their_places, **places}
 
 
 def _profile(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
@@ -97,11 +103,11 @@ def _profile(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     return chosen
 
 
-def _overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
+def _override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise StudyError("an override must read dotted.key=value", value=override, valid="for example seeds=[1,2,3]")
-    return set_dotted(data, key, parse(text, f"--set {key}").data)
+    return key, parse(text, f"--set {key}").data
 
 
 def _section(data: Mapping[str, Any], key: str) -> dict[str, Any]:

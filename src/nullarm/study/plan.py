@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from typing import Any
 
 from nullarm.errors import StudyError
@@ -80,7 +81,13 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """The whole cell as plain data, the form of `cell.json`."""
-        return {"id": self.id, "label": self.label, **self.identity, "settings": dict(self.settings)}
+        return {
+            "id": self.id,
+            "label": self.label,
+            **self.identity,
+            "settings": dict(self.settings),
+            "estimate": asdict(self.estimate),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
@@ -98,7 +105,8 @@ class Cell:
             "smoke",
             "settings",
         )
-        return cls(version=data["protocol_version"], **{name: data[name] for name in names})
+        estimate = Estimate(**data["estimate"])
+        return cls(version=data["protocol_version"], estimate=estimate, **{name: data[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,21 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     for cell in by_id.values():
         if missing := [role for role, need in cell.needs.items() if need not in by_id]:
             raise StudyError(f"cell {cell.label!r} needs {missing[0]!r}, which is not planned")
-    order = TopologicalSorter({c.id: list(c.needs.values()) for c in by_id.values()})
+    return Plan(tuple(by_id[i] for i in _ordered({c.id: tuple(c.needs.values()) for c in by_id.values()})))
+
+
+def _ordered(needs: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """Keys of `needs`, each after what it needs, and otherwise as given."""
+    position = {key: i for i, key in enumerate(needs)}
+    sorter = TopologicalSorter(needs)
     try:
-        return Plan(tuple(by_id[i] for i in order.static_order()))
+        sorter.prepare()
     except CycleError as error:
         raise StudyError("the needs of the cells go in a circle", value=error.args[1]) from error
+    ready: list[tuple[int, str]] = []
+    while sorter.is_active():
+        for key in sorter.get_ready():
+            heappush(ready, (position[key], key))
+        _, first = heappop(ready)
+        sorter.done(first)
+        yield first

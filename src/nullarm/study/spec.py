@@ -82,10 +82,12 @@ class Analysis(Strict):
     detectable effect rests on it; `nullarm power --pilot DIR` measures it."""
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Analysis:
+    def _contrasts_are_distinct(self) -> Analysis:
         names = [c.name for c in self.contrasts]
         if len(set(names)) != len(names):
             raise ValueError(f"contrast names repeat: {sorted(n for n in set(names) if names.count(n) > 1)}")
+        if same := [c.name for c in self.contrasts if c.treatment == c.control]:
+            raise ValueError(f"contrast {same[0]!r} compares an arm with itself")
         if sum(c.primary for c in self.contrasts) != 1:
             raise ValueError("exactly one contrast must have `primary: true`")
         return self
@@ -154,6 +156,13 @@ class Study(Strict):
         if repeated := sorted({s for s in seeds if seeds.count(s) > 1}):
             raise ValueError(f"seeds repeat: {repeated}; each seed must occur once")
         return seeds
+
+    @model_validator(mode="after")
+    def _arms_have_one_name_each(self) -> Study:
+        names = [name for levels in self.factors.values() for name in levels]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"arm names repeat over the factors: {repeated}; each arm must have its own")
+        return self
 
     @model_validator(mode="after")
     def _contrasts_name_arms(self) -> Study:

@@ -1,8 +1,8 @@
 """YAML as a study file may use it: the core schema, and nothing that can surprise.
 
-Refused, each with its line: duplicate keys, tags, NaN and infinities, keys that are not text, documents that expand
-beyond `MAX_NODES` (alias bombs) or nest beyond `MAX_DEPTH`. Scalars follow the YAML 1.2 core schema, so `no` is text
-and `1e-4` a number.
+Refused, each with its line: duplicate keys, merge keys, tags, NaN and infinities, lists and mappings as keys, documents
+that expand beyond `MAX_NODES` (alias bombs) or nest beyond `MAX_DEPTH`. Scalars follow the YAML 1.2 core schema, so `no`
+is text and `1e-4` a number; a key is the text that stands there, so `null` and `1` are names like any other.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ MAX_BYTES = 4_000_000
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_CORE_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes without resolving scalars: every plain scalar arrives as text."""
+    """Composes nodes without resolving scalars: every plain scalar arrives as text, and no node carries a tag."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # the base class's own form
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise yaml.composer.ComposerError(None, None, f"tag {tag!r} is not allowed", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,6 @@ class _Builder:
             yaml.SequenceNode: self.sequence,
             yaml.ScalarNode: self.scalar,
         }
-        if node.tag not in _CORE_TAGS and node.tag != "!":
-            raise self.refuse(node, f"tag {node.tag!r} is not allowed")
         return kinds[type(node)](node, path, depth)
 
     def mapping(self, node: yaml.MappingNode, path: tuple[str, ...], depth: int) -> dict[str, Any]:
@@ -112,6 +115,8 @@ class _Builder:
                 raise self.refuse(key_node, "a key must be text")
             key = str(key_node.value)
             here = (*path, key)
+            if key == "<<" and key_node.style is None:
+                raise self.refuse(key_node, "merge keys (<<) are not allowed: write the keys out, or use `extends`")
             if key in result:
                 raise self.refuse(key_node, f"duplicate key {'.'.join(here)!r}")
             self.lines[".".join(here)] = key_node.start_mark.line + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -12,9 +13,20 @@ from nullarm.errors import StudyError, nearest
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be", "must be"),
+    ("String should", "must"),
+    ("a valid tuple", "a list"),
+    ("a valid dictionary", "a mapping"),
+    (r"a dictionary or an instance of \w+", "a mapping"),
+)
+"""Pydantic's words, and a study file's."""
+
 
 def validated(
-    model: type[ModelT], data: Any, source: str, lines: Mapping[str, int] | None = None, prefix: tuple[str, ...] = ()
+    model: type[ModelT], data: Any, source: str, places: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
 ) -> ModelT:
     """Validate `data` against `model`.
 
@@ -22,30 +34,31 @@ def validated(
         model: The pydantic model.
         data: Plain data, as parsed.
         source: File name, for messages.
-        lines: Line of each dotted path, when known.
+        places: Where each dotted path was said (`file:line`), when known.
         prefix: Where in the file `data` stands.
 
     Raises:
-        StudyError: Some key is unknown, missing or has a wrong value; the first one is named.
+        StudyError: Some key is unknown, missing or has a wrong value; one is named, an unknown one first.
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _one_line(model, error, source, lines or {}, prefix) from error
+        raise _one_line(model, error, source, places or {}, prefix) from error
 
 
 def _one_line(
-    model: type[BaseModel], error: ValidationError, source: str, lines: Mapping[str, int], prefix: tuple[str, ...]
+    model: type[BaseModel], error: ValidationError, source: str, places: Mapping[str, str], prefix: tuple[str, ...]
 ) -> StudyError:
     problems = error.errors()
-    first = problems[0]
-    path = (*prefix, *(str(part) for part in first["loc"]))
-    dotted = ".".join(path) or "the file"
-    line = next((lines[".".join(path[:n])] for n in range(len(path), 0, -1) if ".".join(path[:n]) in lines), None)
-    where = f"{source}:{line}" if line else source
+    # A misspelt key is often also a missing one: the misspelling is the one to name.
+    first = min(problems, key=lambda problem: problem["type"] not in _UNKNOWN_KEY)
+    path = (*prefix, *(str(part) for part in first["loc"] if part != "[key]"))
+    dotted = ".".join(path)
+    holders = (".".join(path[:n]) for n in range(len(path), 0, -1))
+    where = next((places[holder] for holder in holders if holder in places), source)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     following = f"correct it, then `nullarm plan {source}`"
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN_KEY:
         names = _fields_at(model, first["loc"][:-1])
         wrong = str(first["loc"][-1])
         return StudyError(
@@ -53,9 +66,12 @@ def _one_line(
         )
     if first["type"] == "missing":
         return StudyError(f"{where}: {dotted!r} is missing{more}", next_command=following)
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = str(first["msg"])
+    for theirs, ours in _WORDS:
+        message = re.sub(theirs, ours, message)
     value = None if first["type"] == "value_error" and isinstance(first["input"], Mapping) else first["input"]
-    return StudyError(f"{where}: {dotted}: {message}{more}", value=value, next_command=following)
+    culprit = f"{dotted}: " if dotted else ""
+    return StudyError(f"{where}: {culprit}{message}{more}", value=value, next_command=following)
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

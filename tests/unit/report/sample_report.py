@@ -25,6 +25,7 @@ from nullarm.report import (
     Series,
     Table,
     Text,
+    Value,
     VerdictCard,
 )
 
@@ -77,7 +78,7 @@ def sample() -> Document:
     return Document(
         title="rank_mechanism_tiny",
         question="Do audit-guided LoRA ranks beat the same ranks shuffled over the modules?",
-        subtitle="Protocol rank_mechanism 1 · built-in model, 3 layers, 21 modules · 5 seeds · analysis declared before the run",
+        subtitle="Protocol rank_mechanism 1 · 3 layers, 21 modules · 5 seeds · analysis declared before the run",
         verdicts=_verdicts(),
         sections=(
             Section("How far apart the arms are", (_contrasts(), _paired(), _scores())),
@@ -211,12 +212,12 @@ def _paired() -> PairedPlot:
 
 def _scores() -> Table:
     scores = accuracies()
-    rows = tuple(
-        (arm, *(scores[arm, seed] for seed in SEEDS), sum(scores[arm, seed] for seed in SEEDS) / len(SEEDS), 9216)
-        for arm in ALL_ARMS
-    )
+    rows: list[tuple[Value, ...]] = []
+    for arm in ALL_ARMS:
+        by_seed = [scores[arm, seed] for seed in SEEDS]
+        rows.append((arm, *by_seed, sum(by_seed) / len(by_seed), 9216))
     columns = ("arm", *(f"seed {seed}" for seed in SEEDS), "mean", "parameters")
-    return Table("Accuracy by arm and seed", columns, rows, tuple(_cells(arm) for arm in ALL_ARMS))
+    return Table("Accuracy by arm and seed", columns, tuple(rows), tuple(_cells(arm) for arm in ALL_ARMS))
 
 
 def _explanation() -> Text:
@@ -260,9 +261,7 @@ def _spectra() -> Plot:
         for row, layer in enumerate(LAYERS):
             decay = 0.25 + 0.08 * ((column * 3 + row) % 5)
             sigma = 3 * np.exp(-decay * np.arange(16)) * rng.uniform(0.9, 1.1, 16)
-            series.append(
-                Series(name=layer, x=list(range(1, 17)), y=sigma.tolist(), cells=((cell_id("probe", 42),),))
-            )
+            series.append(Series(name=layer, x=list(range(1, 17)), y=sigma.tolist(), cells=((cell_id("probe", 42),),)))
         panels.append(PlotPanel(module, tuple(series)))
     return Plot(
         "Singular values of the probe's update, seed 42",
@@ -288,7 +287,11 @@ def _energy() -> Plot:
     ]
     guides = (Guide("y", 0.9, "energy threshold 0.90"), Guide("x", 8, "median"))
     return Plot(
-        "Energy kept at a rank", Axis("rank", log=True), Axis("share of energy"), (PlotPanel("", tuple(series)),), guides
+        "Energy kept at a rank",
+        Axis("rank", log=True),
+        Axis("share of energy"),
+        (PlotPanel("", tuple(series)),),
+        guides,
     )
 
 

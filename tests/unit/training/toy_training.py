@@ -31,7 +31,7 @@ class Toy(torch.nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         table = torch.randn(VOCABULARY, 8, generator=generator).to(torch.bfloat16)
-        self.embedding = torch.nn.Embedding.from_pretrained(table, freeze=True)
+        self.embedding = torch.nn.Embedding(VOCABULARY, 8, _weight=table, _freeze=True)
         self.hidden = torch.nn.Linear(8, 12)
         self.dropout = torch.nn.Dropout(dropout)
         self.head = torch.nn.Linear(12, VOCABULARY)

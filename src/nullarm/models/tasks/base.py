@@ -82,12 +82,14 @@ class Task(ABC):
         head: Which head a model needs.
         num_labels: Classes of a sequence classifier (1: regression); 0 for a causal LM.
         primary: The metric of `metrics` that a gate looks at.
+        tokens_per_item: Rough length of a training example, for estimates.
     """
 
     name: ClassVar[str]
     head: Head = "causal_lm"
     num_labels: int = 0
     primary: str = "accuracy"
+    tokens_per_item: int = 24
 
     @abstractmethod
     def content_id(self) -> str:

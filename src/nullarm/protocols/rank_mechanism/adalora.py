@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,12 @@ from nullarm.protocols.rank_mechanism.lora import (
     TaskType,
     adapted_layers,
     final_ranks,
+    inject_lora,
+    kept_triplets,
     module_generator,
     scale_of,
+    set_rows,
+    train_heads_in_fp32,
 )
 from nullarm.protocols.rank_mechanism.ranks import ModuleShape, lora_parameters
 
@@ -48,8 +53,8 @@ def build_adalora(
 ) -> tuple[PeftModel, AdaLoraHook]:
     """AdaLoRA that ends as near `target_parameters` as its pruning comes, and the hook that prunes.
 
-    Its scale is the same for all modules and all steps, that of the alpha rule at the initial rank. Its training loss
-    contains the orthogonality penalty; the losses of other arms do not compare with it.
+    While training, its scale is the same for all modules and steps: that of the alpha rule at the initial rank. Its
+    training loss contains the orthogonality penalty; the losses of other arms do not compare with it.
 
     Args:
         model: Changed in place.
@@ -63,7 +68,7 @@ def build_adalora(
         task_type: PEFT's.
 
     Returns:
-        The model, and the `extra_step` of `nullarm.training.loop.fit`.
+        The model, and the `extra_step` of `nullarm.training.loop.fit`; its `as_lora` gives the result.
 
     Raises:
         StudyError: Too few steps to prune in, or too few parameters.
@@ -91,19 +96,27 @@ def build_adalora(
     )
     with torch.random.fork_rng(devices=[]):
         built = get_peft_model(model, config)
+    train_heads_in_fp32(built)
     layers = adapted_layers(built)
     if layers.keys() != {module.name for module in modules}:
         raise AdapterError("PEFT adapted other modules than were asked for", value=sorted(layers)[:3])
     for name, layer in layers.items():
         _draw(layer, module_generator(seed, name))
-    return built, AdaLoraHook(built, modules, target_parameters)
+    inject = partial(inject_lora, alpha_rule=alpha_rule, alpha=alpha, dropout=dropout, task_type=task_type)
+    return built, AdaLoraHook(built, modules, target_parameters, inject)
 
 
 class AdaLoraHook:
     """Prunes after each optimiser step; at the last pruning the budget is the one nearest the parameter target."""
 
-    def __init__(self, model: PeftModel, modules: Sequence[ModuleShape], target_parameters: int) -> None:
-        self._model, self._modules, self._target = model, modules, target_parameters
+    def __init__(
+        self,
+        model: PeftModel,
+        modules: Sequence[ModuleShape],
+        target_parameters: int,
+        inject: Callable[..., PeftModel],
+    ) -> None:
+        self._model, self._modules, self._target, self._inject = model, modules, target_parameters, inject
         self._tuner: Any = model.base_model
         self._config: Any = model.peft_config[ADAPTER]
         self._allocator: Any = self._tuner.rankallocator
@@ -137,9 +150,25 @@ class AdaLoraHook:
         self._allocator.ipt = dict(self._allocator.exp_avg_ipt)
         self._config.rank_pattern = {name: mask.tolist() for name, mask in parts["kept"].items()} or None
 
+    def as_lora(self) -> PeftModel:
+        """The trained model with a plain LoRA adapter of the ranks kept, in the place of AdaLoRA's.
+
+        Singular values go into A, the difference of scales into B; so it can be audited, merged and loaded as any other
+        arm's (PEFT 0.21 warns about its own AdaLoRA files on loading).
+        """
+        kept = kept_triplets(self._model)
+        factors = {name: _factors(layer, kept[name]) for name, layer in adapted_layers(self._model).items()}
+        plain = self._inject(self._tuner.unload(), ranks={name: sum(mask) for name, mask in kept.items()})
+        for name, layer in adapted_layers(plain).items():
+            rows, columns = factors[name]
+            set_rows(layer, rows)
+            with torch.no_grad():
+                layer.lora_B[ADAPTER].weight.copy_(columns / layer.scaling[ADAPTER])
+        return plain
+
     def _nearest_budget(self) -> int:
         """By bisection: a larger budget keeps all that a smaller one keeps."""
-        low, high = 0, self._allocator.init_bgt - 1
+        low, high = 0, int(self._allocator.init_bgt) - 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._parameters_at(middle) <= self._target else (low, middle)
@@ -157,6 +186,14 @@ class AdaLoraHook:
                 for values, old in zip(singular_values, before[0], strict=True):
                     values.copy_(old)
             self._config.rank_pattern = before[1]
+
+
+def _factors(layer: Any, kept: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+    """E A [rank, in] and s B [out, rank] of the triplets kept, s being AdaLoRA's scale."""
+    values = layer.lora_E[ADAPTER].detach()
+    # PEFT adds 1e-5 to the rank it divides by.
+    scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].item() + 1e-5)
+    return (layer.lora_A[ADAPTER].detach() * values)[kept], layer.lora_B[ADAPTER].detach()[:, kept] * scale
 
 
 def _draw(layer: Any, generator: torch.Generator) -> None:

@@ -58,7 +58,7 @@ class Allocation:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values. `distinct_permutations` is a string: it has more digits than a double."""
         return {
-            "policy": asdict(self.policy),
+            "policy": self.policy.to_json(),
             "maps": {arm: dict(ranks) for arm, ranks in self.maps.items()},
             "parameters": dict(self.parameters),
             "distances": {arm: asdict(d) for arm, d in self.distances.items()},

@@ -206,7 +206,7 @@ def singular_values(a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for the small factorisations: more make them no faster, and 10 to 25 times slower on a busy machine."""
+    """One thread for factorisations this small: more gain nothing, and are 10 to 25 times slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,42 +11,55 @@ import pyarrow as pa
 import torch
 
 from nullarm.errors import InvalidResult, Preempted
+from nullarm.models.facts import weights_directory
 from nullarm.models.load import load_causal_lm, load_sequence_classifier
 from nullarm.models.tasks.base import ItemResult, Split, Task
 from nullarm.models.tasks.evaluate import evaluate
 from nullarm.models.tasks.factory import make_task
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.rank_mechanism.allocate import AllocationPolicy, allocate
+from nullarm.protocols.rank_mechanism.adalora import build_adalora
+from nullarm.protocols.rank_mechanism.allocate import AllocationPolicy, allocate, lora_parameters
 from nullarm.protocols.rank_mechanism.arms import ADALORA, AUDITED, EVA, REPLICATE, map_key
 from nullarm.protocols.rank_mechanism.audit import Audit, audit_adapter
-from nullarm.protocols.rank_mechanism.lora import (
-    Adapted,
-    build_adalora,
-    build_eva,
-    build_lora,
-    save_adapter,
-    target_modules,
-)
+from nullarm.protocols.rank_mechanism.eva import build_eva
+from nullarm.protocols.rank_mechanism.lora import TaskType, build_lora, final_ranks, save_adapter, target_modules
+from nullarm.protocols.rank_mechanism.ranks import ModuleShape, RankMap
 from nullarm.study.identity import content_hash
 from nullarm.training.batches import Batches
-from nullarm.training.loop import FitResult, fit
+from nullarm.training.loop import FitResult, StepHook, fit
 from nullarm.training.settings import TrainSettings
 
 SLICE_ITEMS = 200
 """Items of one evaluation chunk."""
+EVA_BATCHES = 16
+"""Training batches that EVA looks at."""
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A model with its adapter, the modules that were to be adapted, and what has to happen after each step."""
+
+    model: Any
+    modules: list[ModuleShape]
+    step_hook: StepHook | None = None
+
+    @property
+    def ranks(self) -> RankMap:
+        """Rank of every target module as it is now."""
+        return final_ranks(self.model, self.modules)
 
 
 def run_probe(context: CellContext) -> CellResult:
     """Train the probe, look at the gate on dev, evaluate on test, hand on the adapter."""
     cell = context.cell
     model, tokenizer, task = _load(context)
-    names = target_modules(model, cell.parameters["target_modules"])
-    ranks = {shape.name: int(cell.parameters["rank"]) for shape in names}
-    adapted = _lora(context, model, task, ranks, int(cell.parameters["rank"]), cell.seed)
+    modules = target_modules(model, cell.parameters["target_modules"])
+    adapted = _lora(context, model, task, {m.name: int(cell.parameters["rank"]) for m in modules}, cell.seed)
     fitted = _fit(context, adapted, tokenizer, task)
     metrics = {**_training_metrics(fitted, adapted), **_score(context, task, adapted.model, tokenizer, "dev")}
-    context.writer.directory_artefact("adapter", lambda directory: save_adapter(adapted.model, directory))
-    context.writer.json_artefact("ranks", adapted.ranks())
+    name = cell.inputs["model"]
+    context.writer.directory_artefact("adapter", lambda directory: save_adapter(adapted.model, directory, base_name=name))
+    context.writer.json_artefact("ranks", adapted.ranks)
     if (reason := _gate_failure(cell.parameters["gate"], metrics)) is not None:
         return CellResult(metrics, "undertrained", reason)
     metrics |= _score(context, task, adapted.model, tokenizer, "test")
@@ -54,7 +68,7 @@ def run_probe(context: CellContext) -> CellResult:
 
 def run_audit(context: CellContext) -> CellResult:
     """Spectra of the probe's final adapter, with the base weights when they are files on this machine."""
-    base = _weights_directory(str(context.cell.settings["model"]))
+    base = weights_directory(str(context.cell.settings["model"]))
     audit = audit_adapter(context.needs["probe"].artefact("adapter"), base=base)
     context.writer.json_artefact("audit", audit.to_json())
     return CellResult({"modules": len(audit.modules)})
@@ -88,49 +102,51 @@ def run_retrain(context: CellContext) -> CellResult:
         **_score(context, task, adapted.model, tokenizer, "dev"),
         **_score(context, task, adapted.model, tokenizer, "test"),
     }
-    context.writer.json_artefact("ranks", adapted.ranks())
-    target = allocation["parameters"][AUDITED]
-    metrics["parameters_over_audited"] = metrics["lora_parameters"] / target
-    if cell.arm in (EVA, ADALORA):
-        return CellResult(metrics)
-    planned = allocation["maps"][map_key(str(cell.arm), cell.replicate)]
-    if adapted.ranks() != planned:
-        raise InvalidResult(f"arm {cell.arm} was not trained with its map", value=adapted.ranks())
+    context.writer.json_artefact("ranks", adapted.ranks)
+    trained = lora_parameters(adapted.ranks, adapted.modules)
+    metrics["parameters_over_audited"] = trained / allocation["parameters"][AUDITED]
     return CellResult(metrics)
 
 
-def _adapt(context: CellContext, model: Any, tokenizer: Any, task: Task, allocation: Mapping[str, Any]) -> Adapted:
+def _adapt(context: CellContext, model: Any, tokenizer: Any, task: Task, allocation: Mapping[str, Any]) -> _Adapted:
+    """The model with the arm's adapter."""
     cell = context.cell
-    init_rank = int(cell.parameters["init_rank"])
-    if cell.arm in (EVA, ADALORA):
-        settings = {
-            "targets": target_modules(model, cell.parameters["target_modules"]),
-            "parameters": int(allocation["parameters"][AUDITED]),
-            "alpha": cell.parameters["alpha"], "alpha_rule": cell.parameters["alpha_rule"],
-            "dropout": cell.parameters["dropout"], "seed": cell.seed, "task_type": _task_type(task),
-        }  # fmt: skip
-        if cell.arm == EVA:
-            return build_eva(model, _batches(context, task, tokenizer, cell.seed), **settings)
-        return build_adalora(model, total_steps=int(cell.parameters["training"]["steps"]), init_rank=init_rank, **settings)
-    ranks = {name: int(rank) for name, rank in allocation["maps"][map_key(str(cell.arm), cell.replicate)].items()}
-    seed = cell.seed if cell.arm != REPLICATE else int(content_hash([cell.seed, cell.replicate or 1])[:8], 16)
-    return _lora(context, model, task, ranks, init_rank, seed)
+    modules = target_modules(model, cell.parameters["target_modules"])
+    if cell.arm not in (EVA, ADALORA):
+        planned = allocation["maps"][map_key(str(cell.arm), cell.replicate)]
+        seed = cell.seed if cell.arm != REPLICATE else int(content_hash([cell.seed, cell.replicate or 1])[:8], 16)
+        return _lora(context, model, task, {name: int(rank) for name, rank in planned.items()}, seed)
+    shared = {
+        "modules": modules,
+        "target_parameters": int(allocation["parameters"][AUDITED]),
+        "alpha_rule": cell.parameters["alpha_rule"],
+        "alpha": cell.parameters["alpha"],
+        "dropout": cell.parameters["dropout"],
+        "task_type": _task_type(task),
+    }
+    if cell.arm == ADALORA:
+        steps = int(cell.parameters["training"]["steps"])
+        built, hook = build_adalora(model, total_steps=steps, seed=cell.seed, **shared)
+        return _Adapted(built, modules, hook)
+    source = _batches(context, task, tokenizer)
+    batches = [{k: v.to(model.device) for k, v in source.batch(i).items()} for i in range(EVA_BATCHES)]
+    return _Adapted(build_eva(model, batches, **shared), modules)
 
 
-def _lora(
-    context: CellContext, model: Any, task: Task, ranks: Mapping[str, int], init_rank: int, seed: int
-) -> Adapted:
+def _lora(context: CellContext, model: Any, task: Task, ranks: Mapping[str, int], seed: int) -> _Adapted:
     parameters = context.cell.parameters
-    return build_lora(
+    modules = target_modules(model, parameters["target_modules"])
+    built = build_lora(
         model,
         ranks=ranks,
         alpha_rule=parameters["alpha_rule"],
         alpha=parameters["alpha"],
         dropout=parameters["dropout"],
         seed=seed,
-        init_seed_rank=init_rank,
+        init_seed_rank=int(parameters["rank"] if context.cell.stage == "probe" else parameters["init_rank"]),
         task_type=_task_type(task),
     )
+    return _Adapted(built, modules)
 
 
 def _load(context: CellContext) -> tuple[Any, Any, Task]:
@@ -145,24 +161,24 @@ def _load(context: CellContext) -> tuple[Any, Any, Task]:
     return model, tokenizer, task
 
 
-def _batches(context: CellContext, task: Task, tokenizer: Any, seed: int) -> Batches:
+def _batches(context: CellContext, task: Task, tokenizer: Any) -> Batches:
     items = task.items("train")[: context.cell.parameters["train_items"]]
     return Batches(
         task.encode_training(tokenizer, items),
         batch_size=int(context.cell.parameters["training"]["batch_size"]),
-        seed=seed,
+        seed=context.cell.seed,
         pad_id=tokenizer.pad_token_id,
         labels="item" if task.head == "seqcls" else "tokens",
     )
 
 
-def _fit(context: CellContext, adapted: Adapted, tokenizer: Any, task: Task) -> FitResult:
+def _fit(context: CellContext, adapted: _Adapted, tokenizer: Any, task: Task) -> FitResult:
     cell = context.cell
     outside = {name.partition(".")[2]: v for name, v in cell.settings.items() if name.startswith("training.")}
     settings = TrainSettings(**cell.parameters["training"], **outside)
     return fit(
         adapted.model,
-        _batches(context, task, tokenizer, cell.seed),
+        _batches(context, task, tokenizer),
         settings,
         directory=context.writer.paths.scratch / "checkpoints",
         fingerprint=cell.id,
@@ -218,12 +234,12 @@ def _results(table: pa.Table) -> list[ItemResult]:
     ]  # fmt: skip
 
 
-def _training_metrics(fitted: FitResult, adapted: Adapted) -> dict[str, float | int | None]:
+def _training_metrics(fitted: FitResult, adapted: _Adapted) -> dict[str, float | int | None]:
     return {
         "train_loss": float(np.mean(fitted.losses[-20:])),
         "steps": fitted.steps,
         "train_tokens": fitted.tokens,
-        "lora_parameters": adapted.parameters(),
+        "lora_parameters": lora_parameters(adapted.ranks, adapted.modules),
     }
 
 
@@ -239,7 +255,7 @@ def _gate_failure(gate: Mapping[str, Any] | None, metrics: Mapping[str, float | 
     return f"UNDERTRAINED: the probe's dev {gate['metric']} is {value:.4f}, the gate asks for {gate['min_value']:.4f}"
 
 
-def _task_type(task: Task) -> str:
+def _task_type(task: Task) -> TaskType:
     return "SEQ_CLS" if task.head == "seqcls" else "CAUSAL_LM"
 
 

@@ -19,6 +19,7 @@ from nullarm.protocols.rank_mechanism.lora import (
     set_rows,
 )
 from nullarm.protocols.rank_mechanism.ranks import ModuleShape
+from nullarm.training.batches import IGNORED
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,7 +56,7 @@ def build_eva(
 
     Args:
         model: Changed in place.
-        batches: Training batches with `labels`; only positions that carry loss are looked at.
+        batches: Training batches with `labels`; of a causal model, only positions that carry loss are looked at.
         modules: All target modules.
         target_parameters: LoRA parameters, Σ r · (in + out).
         alpha_rule: As in the other arms.
@@ -112,7 +113,7 @@ def _allocate(
         rank_pattern={exactly(name): rank for name, rank in start.items()},
         target_modules=list(start),
         init_lora_weights="eva",
-        eva_config=EvaConfig(rho=rho),
+        eva_config=EvaConfig(rho=rho, use_label_mask=batches[0]["labels"].ndim == 2),
     )
     enough = [batch for batch in batches if _target_tokens(batch) >= round(largest * rho)]
     if len(enough) < 2:
@@ -157,4 +158,6 @@ def _as_before(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _target_tokens(batch: Batch) -> int:
-    return int(((batch["labels"] != -100) & batch["attention_mask"].bool()).sum())
+    """Positions EVA looks at: those that carry loss, or, of a classifier, all that are attended to."""
+    attended = batch["attention_mask"].bool()
+    return int(((batch["labels"] != IGNORED) & attended if batch["labels"].ndim == 2 else attended).sum())

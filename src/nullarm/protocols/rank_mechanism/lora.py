@@ -125,8 +125,23 @@ def inject_lora(
     )
     with torch.random.fork_rng(devices=[]):
         built = get_peft_model(model, config)
+    train_heads_in_fp32(built)
     _check_built(built, {name: (rank, scale_of(alpha_rule, alpha, rank)) for name, rank in adapted.items()})
     return built
+
+
+def train_heads_in_fp32(model: PeftModel) -> None:
+    """Make a classifier's head, which PEFT trains in the base model's type, fp32 like the adapters.
+
+    Steps of a usual learning rate are lost in the eight bits of bf16.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            head = wrapper.modules_to_save[ADAPTER]
+            if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+                head.float().register_forward_pre_hook(lambda _, inputs: tuple(part.float() for part in inputs))
 
 
 def exactly(name: str) -> str:
@@ -176,30 +191,38 @@ def adapted_layers(model: PeftModel) -> dict[str, Any]:
 
 
 def final_ranks(model: PeftModel, modules: Sequence[ModuleShape]) -> RankMap:
-    """The rank each target module ended with: 0 where it has no update, AdaLoRA's masked triplets not counted."""
-    kept = getattr(model.peft_config[ADAPTER], "rank_pattern", None) or {}
-    masks = {name.partition(".lora_E")[0]: mask for name, mask in kept.items() if ".lora_E" in name}
-    layers = adapted_layers(model)
-    ranks = {name: int(layer.r[ADAPTER]) for name, layer in layers.items()}
-    ranks |= {name: sum(mask) for name, mask in masks.items()}
+    """The rank each target module ended with: 0 where it has no update, AdaLoRA's pruned triplets not counted."""
+    ranks = {name: int(layer.r[ADAPTER]) for name, layer in adapted_layers(model).items()}
+    ranks |= {name: sum(kept) for name, kept in kept_triplets(model).items()}
     return {module.name: ranks.get(module.name, 0) for module in modules}
+
+
+def kept_triplets(model: PeftModel) -> dict[str, list[bool]]:
+    """Which of its initial ranks AdaLoRA keeps, by module; empty before its first pruning, and for LoRA."""
+    masks = getattr(model.peft_config[ADAPTER], "rank_pattern", None) or {}
+    return {name.partition(".lora_E")[0]: mask for name, mask in masks.items() if ".lora_E" in name}
 
 
 def save_adapter(model: PeftModel, directory: Path, *, base_name: str = "base") -> None:
     """Write the adapter in PEFT's format; equal adapters give equal bytes on every machine.
 
     Args:
-        model: With one adapter.
+        model: With one LoRA adapter.
         directory: Created if absent; files in it are replaced.
         base_name: Written as `base_model_name_or_path`: a hub id or content id rather than a path of this machine.
 
     Raises:
+        AdapterError: The adapter is of another kind.
         StorageError: The disk is full, read-only or gone.
     """
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     config = model.peft_config[ADAPTER].to_dict()
+    if config["peft_type"] != "LORA":
+        raise AdapterError(
+            "only LoRA adapters are saved", value=str(config["peft_type"]), next_command="AdaLoraHook.as_lora() first"
+        )
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     config |= {"inference_mode": True, "base_model_name_or_path": base_name}
     # Sets have another order in every process.
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

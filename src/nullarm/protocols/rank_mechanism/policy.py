@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from nullarm.errors import StudyError
 from nullarm.protocols.rank_mechanism.spectrum import energy_rank
@@ -56,6 +56,10 @@ class AllocationPolicy:
             "ascending distinct ranks ≥ 1",
         )
         _require(self.rounding in ("up", "nearest", "down"), "rounding", self.rounding, "up, nearest, down")
+
+    def to_json(self) -> dict[str, Any]:
+        """The knobs as plain JSON values."""
+        return {name: list(knob) if isinstance(knob, tuple) else knob for name, knob in asdict(self).items()}
 
     def wanted(self, singular_values: Sequence[float]) -> float:
         """k@energy · margin, before the ladder; 0 for a zero update."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from nullarm.errors import UsageError, nearest
@@ -40,7 +39,7 @@ def suggestion(
             next_command="nullarm audit DIR --suggest per-layer",
         )
     policy = default_policy(audit) if policy is None else policy
-    common = {"mode": mode, "policy": asdict(policy), "probe_parameters": lora_parameters(audit.ranks, audit.shapes)}
+    common = {"mode": mode, "policy": policy.to_json(), "probe_parameters": lora_parameters(audit.ranks, audit.shapes)}
     return common | (_global(audit, policy) if mode == "global" else _per_layer(audit, policy))
 
 

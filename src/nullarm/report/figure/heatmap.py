@@ -60,7 +60,7 @@ def _draw_panel(chart: Heatmap, p: HeatmapPanel, limits: Limits, citations: Cita
     row_px = 24 if rows <= 40 else max(5.0, 960 / rows)
     x = label_axis(chart.x_label, p.x, every_nth(columns), showline=False, ticks="")
     y = label_axis(chart.y_label, p.y, every_nth(rows), showline=False, ticks="", range=[rows - 0.5, -0.5])
-    return panel(p.title, [trace], layout(round(rows * row_px) + 86, x, y))
+    return panel(p.title, [trace], layout(round(rows * row_px) + 62 + _label_px(p), x, y))
 
 
 def _hover(chart: Heatmap, p: HeatmapPanel, row: int, column: int, citations: Citations) -> str:
@@ -114,10 +114,18 @@ def _printed_text(p: HeatmapPanel) -> list[list[str]]:
     return [["" if finite(v) is None else plotly_text(show(v)) for v in row] for row in p.values]
 
 
+def _column_px(p: HeatmapPanel) -> float:
+    if not _printed(p):
+        return min(26.0, 900 / max(1, len(p.x)))
+    longest = max((len(text) for row in _printed_text(p) for text in row), default=1)
+    return max(26, longest * CHARACTER_PX + 8)
+
+
+def _label_px(p: HeatmapPanel) -> int:
+    """Height of the column labels, which turn when they are wider than their columns."""
+    width = widest(p.x)
+    return 20 if width <= 1.5 * _column_px(p) * every_nth(len(p.x)) else width
+
+
 def _width_px(p: HeatmapPanel) -> int:
-    if _printed(p):
-        longest = max((len(text) for row in _printed_text(p) for text in row), default=1)
-        column_px: float = max(26, longest * CHARACTER_PX + 8)
-    else:
-        column_px = min(26.0, 900 / max(1, len(p.x)))
-    return round(min(980, max(240, 60 + widest(p.y) + column_px * len(p.x))))
+    return round(min(980, max(240, 60 + widest(p.y) + _column_px(p) * len(p.x))))

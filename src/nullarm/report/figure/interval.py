@@ -12,11 +12,11 @@ from nullarm.report.citations import Citations
 from nullarm.report.figure.parts import Figure, axis, layout, panel, span
 from nullarm.report.numbers import effect_decimals, finite, show_effect, show_interval, show_percent
 from nullarm.report.palette import BAND, GRID, INK, SOFT, tone
-from nullarm.report.text import hover_text, label_text
+from nullarm.report.text import hover_text, title_text
 from nullarm.report.verdicts import style, words
 
 ROW_PX = 58
-LABEL_CHARACTERS = 48
+LABEL_WIDTH = 48
 WIDTH_PX = 720
 DROP = 0.2
 """How far the interval stands below the middle of its row."""
@@ -40,7 +40,7 @@ def _label(row: IntervalRow, place: int) -> dict[str, Any]:
     """The label stands above its interval, so that a narrow page loses no width to it."""
     text = f"{style(row.verdict).sign} {row.label}" if row.verdict else row.label
     return {
-        "text": label_text(text, LABEL_CHARACTERS),
+        "text": title_text(text, LABEL_WIDTH),
         "x": 0,
         "xref": "paper",
         "xanchor": "left",

@@ -10,11 +10,12 @@ from typing import Any
 
 from nullarm.report.numbers import finite
 from nullarm.report.palette import GRID, INK, LINE, PAPER, SOFT
-from nullarm.report.text import label_text, plotly_text
+from nullarm.report.text import TICK_WIDTH, tick_text, title_text
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
 CHARACTER_PX = 7
 """Width of a character of a tick label."""
+TITLE_WIDTH = 40
 MOST_TICKS = 40
 
 
@@ -103,7 +104,7 @@ def axis(label: str, *, log: bool = False, **more: Any) -> dict[str, Any]:
     """An axis of numbers."""
     return {
         "type": "log" if log else "linear",
-        "title": {"text": plotly_text(label), "standoff": 10, "font": {"color": SOFT}},
+        "title": {"text": title_text(label, TITLE_WIDTH), "standoff": 10, "font": {"color": SOFT}},
         "automargin": True,
         "gridcolor": GRID,
         "linecolor": LINE,
@@ -122,7 +123,7 @@ def label_axis(label: str, names: Sequence[str], every: int = 1, **more: Any) ->
     own = {
         "tickmode": "array",
         "tickvals": list(places),
-        "ticktext": [label_text(names[i]) for i in places],
+        "ticktext": [tick_text(names[i]) for i in places],
         "showgrid": False,
         "range": [-0.5, len(names) - 0.5],
     }
@@ -134,9 +135,9 @@ def every_nth(count: int, most: int = MOST_TICKS) -> int:
     return max(1, math.ceil(count / most))
 
 
-def widest(labels: Iterable[str], at_most: int = 28) -> int:
-    """Width in px of the longest label, broken at `at_most` characters."""
-    return CHARACTER_PX * max((min(len(label), at_most) for label in labels), default=0)
+def widest(labels: Iterable[str]) -> int:
+    """Width in px of the longest tick label."""
+    return CHARACTER_PX * max((min(len(label), TICK_WIDTH) for label in labels), default=0)
 
 
 def span(values: Iterable[float | None], pad: float = 0.06) -> tuple[float, float]:

@@ -12,13 +12,14 @@ from nullarm.report.citations import Citations
 from nullarm.report.figure.parts import Figure, LegendEntry, Panel, axis, layout, panel, span
 from nullarm.report.numbers import finite, show
 from nullarm.report.palette import ORDERED, PAPER, SERIES, SOFT
-from nullarm.report.text import hover_text, plotly_text
+from nullarm.report.text import hover_text, plotly_text, title_text
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "triangle-down")
 MODES = {"line": "lines", "points": "markers", "line+points": "lines+markers", "step": "lines"}
 HEIGHT_PX, SMALL_HEIGHT_PX = 380, 270
 WIDTH_PX, SMALL_WIDTH_PX = 720, 300
+GUIDE_WIDTH = 36
 
 
 def draw_plot(chart: Plot, citations: Citations) -> Figure:
@@ -160,7 +161,7 @@ def _guide_label(chart: Plot, guide: Guide) -> dict[str, Any]:
     place = math.log10(guide.value) if log else guide.value
     on_x = guide.axis == "x"
     return {
-        "text": plotly_text(guide.label),
+        "text": title_text(guide.label, GUIDE_WIDTH),
         "x": place if on_x else 1,
         "y": 1 if on_x else place,
         "xref": "x" if on_x else "paper",

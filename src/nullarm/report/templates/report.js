@@ -40,6 +40,7 @@
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
       plotlyServerURL: "",
       showSendToCloud: false,
+      typesetMath: false,
     });
     if (!drawn.has(plot)) {
       plot.on("plotly_click", goToCell);

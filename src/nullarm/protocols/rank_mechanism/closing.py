@@ -1,0 +1,135 @@
+"""The runbook's closing block: its three outcomes, each only when the verdicts allow it, and the other ways to end."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from nullarm.analysis import Analysis, Finding
+from nullarm.protocols.rank_mechanism.aggregate import arm_spreads, finding_of
+from nullarm.protocols.rank_mechanism.arms import AUDITED, PROBE, SHUFFLED
+from nullarm.protocols.rank_mechanism.seed_results import SeedResults, legacy_name
+from nullarm.report.numbers import effect_decimals, show_effect, show_interval, show_p, show_percent
+from nullarm.stats.verdict import Judgement, Verdict
+from nullarm.study.spec import Study
+
+WIDTH = 100
+_COMPRESSION_WORKS = "PARTIAL SUCCESS: compression works, but "
+_OUTCOMES = {
+    Verdict.CONFIRMED: "HYPOTHESIS CONFIRMED: audit-guided ranks provide real benefit beyond heterogeneity",
+    Verdict.DETECTED_BELOW_MARGIN: "PARTIAL SUCCESS: audit-guided placement helps, but by less than was declared to matter",
+    Verdict.HARMFUL: "NOT SUPPORTED: audit-guided placement does worse than the same ranks shuffled",
+    Verdict.NO_OP: "NO CONCLUSION: the arms scored the same on every item, so the treatment changed nothing",
+    Verdict.INVALID: "NO CONCLUSION: the results are not valid for a verdict",
+    Verdict.INSUFFICIENT_DATA: "NO CONCLUSION: there are too few data for a verdict",
+}
+"""What the verdict on the mechanism says by itself. A null or an open question also depends on compression."""
+_PASS = {Verdict.CONFIRMED, Verdict.DETECTED_BELOW_MARGIN}
+_FAIL = {Verdict.EQUIVALENT, Verdict.HARMFUL}
+_MEANING = {
+    Verdict.CONFIRMED: "PASS: audit-guided placement provides real benefit",
+    Verdict.DETECTED_BELOW_MARGIN: "PASS: a benefit was detected, below the margin that was declared to matter",
+    Verdict.EQUIVALENT: "FAIL: no benefit as large as the margin; the null is shown, not just unrefuted",
+    Verdict.HARMFUL: "FAIL: audit-guided placement does worse",
+    Verdict.INCONCLUSIVE: "OPEN: neither a benefit nor its absence is shown",
+}
+
+
+def closing_block(study: Study, results: Sequence[SeedResults], analysis: Analysis) -> str:
+    """OVERALL CONCLUSION, PERFORMANCE SUMMARY and MECHANISM BENEFIT TEST, as the runbook prints them."""
+    mechanism = finding_of(analysis, AUDITED, SHUFFLED)
+    lines = ["OVERALL CONCLUSION", *_wrapped(overall_conclusion(study, results, analysis))]
+    if analysis.exploratory:
+        lines += _wrapped("EXPLORATORY: the analysis was changed after cells had run")
+    lines += ["", f"PERFORMANCE SUMMARY ({_measured(study)} on test, mean ± sd over seeds)"]
+    lines += performance_lines(study, results)
+    lines += ["", "MECHANISM BENEFIT TEST", *mechanism_lines(mechanism)]
+    others = [f for f in analysis.findings if f is not mechanism]
+    if others:
+        lines += ["", "OTHER DECLARED CONTRASTS", *(line for f in others for line in _wrapped(_contrast_line(f)))]
+    return "\n".join(lines)
+
+
+def overall_conclusion(study: Study, results: Sequence[SeedResults], analysis: Analysis) -> str:
+    """One sentence: the runbook's outcome that the verdicts allow, with the reason where there is none."""
+    stopped = next((r for r in results if r.status == "UNDERTRAINED"), None)
+    if stopped is not None:
+        return f"UNDERTRAINED: at seed {stopped.seed} the probe did not pass its gate, so nothing after it would mean anything"
+    if study.smoke:
+        return "SMOKE RUN: the machinery ran; a smoke result never enters a verdict"
+    mechanism = finding_of(analysis, AUDITED, SHUFFLED)
+    if mechanism is None:
+        primary = analysis.primary.judgement
+        return f"NO MECHANISM TEST was declared; the primary contrast {primary.name} is {primary.verdict}: {primary.reason}"
+    verdict, works = mechanism.judgement.verdict, _compression_works(analysis)
+    if verdict is Verdict.EQUIVALENT:
+        null = f"placement makes no difference: any is inside ±{mechanism.judgement.margin:g}"
+        return (_COMPRESSION_WORKS if works else "NOT SUPPORTED: ") + null
+    if verdict is Verdict.INCONCLUSIVE:
+        return (_COMPRESSION_WORKS + "no clear mechanism benefit (neither shown nor ruled out)" if works
+                else "INCONCLUSIVE: neither a mechanism benefit nor its absence is shown")  # fmt: skip
+    return _OUTCOMES[verdict]
+
+
+def performance_lines(study: Study, results: Sequence[SeedResults]) -> list[str]:
+    """One line per arm: `per_layer           : 0.675 ± 0.008`; both measurements where the metric is not accuracy."""
+    width = max(len(legacy_name(arm)) for arm in study.arms)
+    lines = []
+    for arm in study.arms:
+        spreads = arm_spreads(study, results, arm).values()
+        shown = "   ".join(show_spread(spread["mean"], spread["std"]) for spread in spreads)
+        n = min(len(spread["values"]) for spread in spreads)
+        short = f"   ({n} of {len(results)} seeds)" if n < len(results) else ""
+        lines.append(f"{legacy_name(arm):<{width}} : {shown}{short}")
+    return lines
+
+
+def mechanism_lines(finding: Finding | None) -> list[str]:
+    """The mechanism test: effect, verdict, and the reason in one sentence."""
+    if finding is None:
+        return ["not declared in this study"]
+    judged = finding.judgement
+    sign = "✓ " if judged.verdict in _PASS else "✗ " if judged.verdict in _FAIL else "? "
+    meaning = _MEANING.get(judged.verdict, f"NO VERDICT: {judged.verdict.value}")
+    return [*_wrapped(_contrast_line(finding)), sign + meaning, *_wrapped(judged.reason)]
+
+
+def show_spread(mean: float | None, sd: float | None) -> str:
+    """`0.675 ± 0.008`; a dash for what is missing."""
+    return f"{'—' if mean is None else f'{mean:.3f}'} ± {'—' if sd is None else f'{sd:.3f}'}"
+
+
+def show_judgement(judged: Judgement) -> str:
+    """`+0.015, 90 % interval [0.001, 0.029], p = 0.012 (adjusted 0.024), 3 seeds: CONFIRMED`."""
+    interval = (judged.interval.low, judged.interval.high) if judged.interval else None
+    decimals = max(3, effect_decimals(interval, judged.estimate))
+    parts = [show_effect(judged.estimate, decimals)]
+    if judged.interval:
+        parts.append(f"{show_percent(judged.interval.level)} interval {show_interval(interval, decimals)}")
+    if judged.p is not None:
+        adjusted = "" if judged.p_adjusted is None else f" (adjusted {show_p(judged.p_adjusted)})"
+        parts.append(f"p = {show_p(judged.p)}{adjusted}")
+    if judged.n_seeds is not None:
+        parts.append(f"{judged.n_seeds} seeds")
+    return f"{', '.join(parts)}: {judged.verdict.value}".replace("\u00a0", " ")
+
+
+def _contrast_line(finding: Finding) -> str:
+    contrast = finding.contrast
+    arms = f"{legacy_name(contrast.treatment)} vs {legacy_name(contrast.control)}"
+    return f"{arms}: {show_judgement(finding.judgement)}"
+
+
+def _compression_works(analysis: Analysis) -> bool:
+    compression = finding_of(analysis, AUDITED, PROBE)
+    if compression is None:
+        return False
+    return compression.judgement.verdict in (Verdict.CONFIRMED, Verdict.DETECTED_BELOW_MARGIN, Verdict.EQUIVALENT)
+
+
+def _measured(study: Study) -> str:
+    return " and ".join(dict.fromkeys(("accuracy", study.analysis.metric)))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,176 @@
+"""What a rank-mechanism study needs beside the machine: access to its model, and shuffles that are shuffles."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nullarm.errors import InvalidResult, ModelError, StudyError
+from nullarm.models.facts import linear_shapes, tensor_shapes
+from nullarm.models.reference import Reference, parse
+from nullarm.models.tiny.build import ready_directory
+from nullarm.protocols.rank_mechanism.allocate import Allocation, allocate, lora_parameters
+from nullarm.protocols.rank_mechanism.arms import AUDITED, SHUFFLED
+from nullarm.protocols.rank_mechanism.parameters import RankMechanismParameters
+from nullarm.protocols.rank_mechanism.ranks import ModuleShape
+from nullarm.sites.preflight import Check
+from nullarm.store.files import read_json
+from nullarm.study.spec import Study
+
+HUB_TIMEOUT_S = 10.0
+MODEL, SHUFFLES = "model", "shuffles"
+"""Names of the two checks."""
+
+
+def model_access(model_ref: str) -> Check:
+    """Whether the model is here, or can be downloaded with the token that is here.
+
+    Args:
+        model_ref: A model reference (see `nullarm.models.reference`).
+    """
+    try:
+        reference = parse(model_ref)
+        if reference.kind == "hub":
+            return _hub(reference)
+        if reference.kind == "directory":
+            return _directory(Path(reference.name))
+    except ModelError as error:
+        return Check(MODEL, False, error.problem, error.next_command or f"name a model that exists: {error.valid}")
+    built = reference.kind == "random" or ready_directory(reference.name) is not None
+    return Check(MODEL, True, f"{model_ref} is at hand" if built else f"{model_ref} is built on first use, in a minute")
+
+
+def shuffle_self_test(parameters: RankMechanismParameters, study: Study) -> Check:
+    """Allocate from made-up spectra on the model's own shapes, and look whether the shuffles are what they must be.
+
+    Each must have exactly the parameters of the audited map, and no two may be equal. Fewer permutations than shuffles
+    is found here, before the probes are paid for.
+
+    Args:
+        parameters: The study's parameters.
+        study: The study, for the number of shuffles.
+    """
+    count = study.arms[SHUFFLED].replicates if SHUFFLED in study.arms else 0
+    if not count:
+        return Check(SHUFFLES, True, "the study has no shuffled arm")
+    try:
+        shapes = _target_shapes(parameters)
+    except ModelError as error:
+        return Check(SHUFFLES, True, f"not tested before the model is here: {error.problem}")
+    if not shapes:
+        targets = ", ".join(parameters.target_modules)
+        return Check(SHUFFLES, False, f"the model has no module named {targets}", "correct parameters.target_modules")
+    try:
+        allocation = _rehearsed(shapes, parameters, count)
+    except (InvalidResult, StudyError) as error:
+        return Check(SHUFFLES, False, error.problem, error.next_command)
+    return _verified(allocation, shapes, count)
+
+
+def made_up_spectra(shapes: tuple[ModuleShape, ...], rank: int, rng: np.random.Generator) -> dict[str, list[float]]:
+    """{module: σ, descending}: exponential decay, its length drawn per module so that wanted ranks run from 1 to `rank`."""
+    decay = np.exp(rng.uniform(math.log(0.4), math.log(rank), size=len(shapes)))
+    return {s.name: np.exp(-np.arange(rank) / d).tolist() for s, d in zip(shapes, decay, strict=True)}
+
+
+def _target_shapes(parameters: RankMechanismParameters) -> tuple[ModuleShape, ...]:
+    known = linear_shapes(parameters.model)
+    return tuple(
+        ModuleShape(n, i, o) for n, (i, o) in known.items() if n.rpartition(".")[2] in parameters.target_modules
+    )
+
+
+def _rehearsed(shapes: tuple[ModuleShape, ...], parameters: RankMechanismParameters, count: int) -> Allocation:
+    rank, rng = parameters.probe_rank, np.random.default_rng(0)
+    probe = {shape.name: rank for shape in shapes}
+    spectra = made_up_spectra(shapes, rank, rng)
+    return allocate(spectra, shapes, probe, parameters.allocation, shuffles=count, rng=rng)
+
+
+def _verified(allocation: Allocation, shapes: tuple[ModuleShape, ...], count: int) -> Check:
+    audited = allocation.maps[AUDITED]
+    names = [f"{SHUFFLED}_{k}" for k in range(1, count + 1)]
+    costs = {lora_parameters(allocation.maps[name], shapes) for name in (AUDITED, *names)}
+    distinct = len({tuple(allocation.maps[name][shape.name] for shape in shapes) for name in (AUDITED, *names)})
+    changed = [allocation.distances[name].hamming for name in names]
+    detail = (
+        f"{count} on {len(shapes)} modules with ranks {sorted(set(audited.values()))}: {distinct - 1} distinct, "
+        f"{'equal' if len(costs) == 1 else 'UNEQUAL'} parameters ({min(costs):,}), {min(changed)} to {max(changed)} modules "
+        f"changed, 10^{math.log10(allocation.distinct_permutations):.0f} permutations"
+    )
+    return Check(SHUFFLES, len(costs) == 1 and distinct == count + 1, detail, "report this: the shuffle is broken")
+
+
+def _directory(path: Path) -> Check:
+    if not tensor_shapes(path):
+        return Check(MODEL, False, f"{path} has no weights", "put *.safetensors files beside its config.json")
+    return Check(MODEL, True, f"{path} has weights")
+
+
+def _hub(reference: Reference) -> Check:
+    from huggingface_hub import get_token, is_offline_mode
+
+    name = f"{reference.name}@{reference.revision}"
+    if _cached(reference):
+        return Check(MODEL, True, f"{name} is in the cache")
+    download = f"hf download {reference.name} --revision {reference.revision}"
+    if is_offline_mode():
+        return Check(MODEL, False, f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
+                     f"unset HF_HUB_OFFLINE, or on a machine with a network: {download}")  # fmt: skip
+    refusal = _refusal(reference)
+    if refusal is None:
+        return Check(MODEL, True, f"{name} can be downloaded" + (" with your token" if get_token() else ""))
+    return Check(MODEL, False, *refusal)
+
+
+def _cached(reference: Reference) -> bool:
+    """Whether configuration and every weight file are in the hub's cache."""
+    found = {name: _cached_file(reference, name) for name in ("config.json", "model.safetensors", f"{_INDEX}")}
+    if found["config.json"] is None:
+        return False
+    if found["model.safetensors"] is not None:
+        return True
+    index = found[_INDEX]
+    return index is not None and all(
+        _cached_file(reference, name) for name in set(read_json(index)["weight_map"].values())
+    )
+
+
+_INDEX = "model.safetensors.index.json"
+
+
+def _cached_file(reference: Reference, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path: Any = try_to_load_from_cache(reference.name, name, revision=reference.revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _refusal(reference: Reference) -> tuple[str, str] | None:
+    """Why the hub would not hand the model out, with the cure; None when it would."""
+    from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
+
+    page = f"https://huggingface.co/{reference.name}"
+    login = "`hf auth login` with a token from https://huggingface.co/settings/tokens"
+    licence = f"accept the licence at {page}" + ("" if get_token() else f", then {login}")
+    url = hf_hub_url(reference.name, "config.json", revision=reference.revision)
+    try:
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+    except errors.GatedRepoError:
+        return f"{reference.name} is gated and your account has no access", licence
+    except errors.RevisionNotFoundError:
+        return f"{reference.name} has no revision {reference.revision}", f"choose one of {page}/commits/main"
+    except errors.RepositoryNotFoundError:
+        return f"{reference.name} does not exist, or is private", f"check the name, or {login}"
+    except errors.EntryNotFoundError:
+        return f"{reference.name} has no config.json", "choose a model in the format of transformers"
+    except (OSError, errors.HTTPError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        return (
+            f"the hub cannot be reached ({reason}), so access to {reference.name} is not known",
+            f"check the network, then {login}",
+        )
+    return None
