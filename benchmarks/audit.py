@@ -2,13 +2,14 @@
 
     python benchmarks/audit.py [--dtype bf16|fp32] [--out FILE.json] [--no-dense]
 
-Values are random, which costs what real ones cost. Every way runs in its own process with one thread: two gain nothing on
-matrices this small, and cost tenfold when another process wants a core. Seconds are those of the audit, after imports;
-peak memory is the growth of the process's resident set over what it was after imports, pages of the adapter file mapped
-into it included. `gram` takes the eigenvalues of the products of Gram matrices, read through the same reader. `dense`
-forms BA and takes its singular values, for one k_proj and one q_proj; the total counts every larger module as a q_proj,
-so it is a lower bound. The error is the worst relative one of any singular value of a spectrum that falls from 1 to
-1e-12, where float64 can give some four digits of the smallest.
+Values are random, which costs what real ones cost. Every way runs in its own process with one thread: two gain nothing
+on matrices this small, and cost tenfold when another process wants a core. Seconds (wall, and CPU in case the machine
+is busy) are those of the audit, after imports; peak memory is the growth of the process's resident set over what it was
+after imports, pages of the adapter file mapped into it included. `gram` takes the eigenvalues of the products of Gram
+matrices, read through the same reader. `dense` forms BA and takes its singular values, for one k_proj and one q_proj;
+the total counts every larger module as a q_proj, so it is a lower bound. Ratios are of CPU seconds. The error is the
+worst relative one of any singular value of a spectrum that falls from 1 to 1e-12, where float64 can give some four
+digits of the smallest.
 """
 
 from __future__ import annotations
@@ -95,13 +96,13 @@ def run_dense(directory: Path) -> dict[str, Any]:
     module_of = {name: next(m for m in adapter.modules if m.name.endswith(name)) for name in ("k_proj", "q_proj")}
     each = {}
     for name, module in module_of.items():
-        start = time.perf_counter()
+        start = time.process_time()
         a, b = adapter.read([module.a_key, module.b_key])
         torch.linalg.svdvals(b.double() @ a.double())
-        each[name] = time.perf_counter() - start
+        each[name] = time.process_time() - start
     small = sum(module.out_features == KV for module in adapter.modules)
     at_least = small * each["k_proj"] + (len(adapter.modules) - small) * each["q_proj"]
-    return {"modules": len(each), "seconds_each": each, "seconds_all_at_least": at_least}
+    return {"modules": len(each), "cpu_seconds_each": each, "cpu_seconds_all_at_least": at_least}
 
 
 ROLES: dict[str, Callable[[Path], dict[str, Any]]] = {"audit": run_audit, "gram": run_gram, "dense": run_dense}
@@ -117,10 +118,15 @@ def measure(role: str, directory: Path) -> dict[str, Any]:
     torch.linalg.svdvals(torch.linalg.qr(torch.randn(64, 8, dtype=torch.float64), mode="r").R)  # load LAPACK
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = _resident("VmRSS")
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     result = ROLES[role](directory)
-    seconds = time.perf_counter() - start
-    return {**result, "seconds": seconds, "peak_bytes": _resident("VmHWM") - before, "imports_bytes": before}
+    return {
+        **result,
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_bytes": _resident("VmHWM") - before,
+        "imports_bytes": before,
+    }
 
 
 def accuracy() -> dict[str, float]:
@@ -153,21 +159,22 @@ def print_table(results: dict[str, Any]) -> None:
     size = results["adapter_bytes"]
     print(f"adapter: {LAYERS * len(PROJECTIONS)} modules, r = {RANK}, {results['dtype']}, {size / 2**20:.0f} MiB")
     print(
-        f"{'way':<8}{'seconds':>10}{'× audit':>9}{'peak MiB':>10}{'× adapter':>11}"
+        f"{'way':<8}{'wall s':>8}{'CPU s':>10}{'× audit':>9}{'peak MiB':>10}{'× adapter':>11}"
         f"{'process MiB':>13}{'worst error':>13}"
     )
     for way, row in results["ways"].items():
-        seconds = row.get("seconds_all_at_least", row["seconds"])
-        mark = "≥" if "seconds_all_at_least" in row else ""
+        bound = row.get("cpu_seconds_all_at_least")
+        cpu = f"≥{bound:.0f}" if bound else f"{row['cpu_seconds']:.2f}"
+        wall = "—" if bound else f"{row['seconds']:.2f}"
         error = results["accuracy"].get(way)
         print(
-            f"{way:<8}{mark + format(seconds, '.2f'):>10}{row['seconds_over_audit']:>9.1f}"
+            f"{way:<8}{wall:>8}{cpu:>10}{row['cpu_over_audit']:>9.1f}"
             f"{row['peak_bytes'] / 2**20:>10.0f}{row['peak_over_adapter']:>11.2f}"
             f"{(row['peak_bytes'] + row['imports_bytes']) / 2**20:>13.0f}"
             f"{format(error, '.1e') if error is not None else '—':>13}"
         )
     if "dense" in results["ways"]:
-        each = ", ".join(f"{k} {v:.1f} s" for k, v in results["ways"]["dense"]["seconds_each"].items())
+        each = ", ".join(f"{k} {v:.1f} s" for k, v in results["ways"]["dense"]["cpu_seconds_each"].items())
         print(f"≥ dense: measured one module of two shapes ({each}), the larger ones counted as q_proj")
 
 
@@ -197,7 +204,8 @@ def main() -> None:
         roles = [role for role in ROLES if role != "dense" or not arguments.no_dense]
         ways = {role: in_fresh_process(role, directory) for role in roles}
     for row in ways.values():
-        row["seconds_over_audit"] = row.get("seconds_all_at_least", row["seconds"]) / ways["audit"]["seconds"]
+        cpu = row.get("cpu_seconds_all_at_least", row["cpu_seconds"])
+        row["cpu_over_audit"] = cpu / ways["audit"]["cpu_seconds"]
         row["peak_over_adapter"] = row["peak_bytes"] / size
     results = {
         "dtype": arguments.dtype,

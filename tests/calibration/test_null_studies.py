@@ -14,7 +14,7 @@ from nullarm.stats.evidence import Rule, equivalence_evidence, non_inferiority_e
 from nullarm.stats.verdict import Evidence, Verdict
 
 ALPHA = 0.05
-RULE = Rule(ALPHA, margin=0.0, resamples=300, draws=999)
+RULE = Rule(ALPHA, margin=0.0, resamples=200, draws=999)
 DETECTED = Verdict.CONFIRMED, Verdict.DETECTED_BELOW_MARGIN
 
 NULLS = {

@@ -42,7 +42,9 @@ class _LazyGroup(click.Group):
             raise TypeError(f"nullarm.cli.{cmd_name} has no command")
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise UsageError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}", valid=sorted(COMMANDS))
         return super().resolve_command(ctx, args)
@@ -63,8 +65,8 @@ def cli(context: click.Context) -> None:
     """Controlled experiments on the insides and the compression of language models.
 
     Exit codes: 0 ok · 2 usage · 3 preflight · 4 cells failed · 5 invalid or contaminated · 6 inconclusive (with
-    --require-verdict) · 7 budget or runtime limit · 8 integrity · 9 undertrained · 10 model · 11 another study's directory ·
-    12 newer format · 13 storage · 14 adapter · 15 dataset · 75 preempted · 130 interrupted.
+    --require-verdict) · 7 budget or runtime limit · 8 integrity · 9 undertrained · 10 model · 11 another study's
+    directory · 12 newer format · 13 storage · 14 adapter · 15 dataset · 75 preempted · 130 interrupted.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -9,12 +9,15 @@ import click
 from nullarm.cli.options import directory_argument, json_option, print_json
 
 
-@click.command(help="Judge the declared contrasts on what a study directory holds.")
+@click.command()
 @directory_argument
 @click.option("--require-verdict", is_flag=True, help="Exit with 6 when the primary verdict is inconclusive.")
 @json_option
 def analyze(directory: Path, require_verdict: bool, as_json: bool) -> None:
-    """A directory of the source runbook (`seed_*/bench.json`) is judged as well."""
+    """Judge the declared contrasts on what a study directory holds.
+
+    A directory of the source runbook (`seed_*/bench.json`) is judged as well.
+    """
     from nullarm.cli.execute import raise_for
     from nullarm.conduct import conclude
     from nullarm.protocols.rank_mechanism.bench import is_bench_directory, judge_bench

@@ -10,7 +10,7 @@ import click
 from nullarm.cli.options import json_option, print_json
 
 
-@click.command(help="Audit the singular spectra of a PEFT adapter.")
+@click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="Checkpoint directory of the base model, for the ratios.")
 @click.option("--suggest", type=click.Choice(["global", "per-layer"]), default="per-layer", show_default=True,
@@ -18,6 +18,7 @@ from nullarm.cli.options import json_option, print_json
 @click.option("--allow-pickle", is_flag=True, help="Also read adapter_model.bin, with weights_only=True.")
 @json_option
 def audit(directory: Path, base: Path | None, suggest: str, allow_pickle: bool, as_json: bool) -> None:
+    """Audit the singular spectra of a PEFT adapter."""
     from nullarm.protocols.rank_mechanism.audit import audit_adapter
     from nullarm.protocols.rank_mechanism.suggest import suggestion
 
@@ -32,7 +33,9 @@ def audit(directory: Path, base: Path | None, suggest: str, allow_pickle: bool, 
 
 def _print(data: dict[str, Any]) -> None:
     width = max((len(module["name"]) for module in data["modules"]), default=6)
-    click.echo(f"{'module':<{width}} {'r':>4} {'k@90':>5} {'k@99':>5} {'stable':>7} {'‖ΔW‖_F':>9} {'UDR':>8}  suggested")
+    click.echo(
+        f"{'module':<{width}} {'r':>4} {'k@90':>5} {'k@99':>5} {'stable':>7} {'‖ΔW‖_F':>9} {'UDR':>8}  suggested"
+    )
     pattern = data["suggestion"].get("rank_pattern", {})
     for module in data["modules"]:
         suggested = pattern.get(module["name"], data["suggestion"].get("rank"))
@@ -42,7 +45,9 @@ def _print(data: dict[str, Any]) -> None:
             f"{_number(module.get('udr')):>8}  {suggested}"
         )
     total = sum(module["params"] for module in data["modules"])
-    click.echo(f"{len(data['modules'])} modules, {total:,} LoRA parameters; suggested {data['suggestion']['parameters']:,}")
+    click.echo(
+        f"{len(data['modules'])} modules, {total:,} LoRA parameters; suggested {data['suggestion']['parameters']:,}"
+    )
     for note in data["summary"].get("notes", []):
         click.echo(f"note: {note}")
 

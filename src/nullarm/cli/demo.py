@@ -12,10 +12,11 @@ from nullarm.cli.options import directory_option, engine_options
 STUDY = "rank_mechanism_tiny"
 
 
-@click.command(help="Run the built-in tiny study, from training to verdicts and report.")
+@click.command()
 @directory_option
 @engine_options
 def demo(directory: Path | None, engine: str, at_once: int | None) -> None:
+    """Run the built-in tiny study, from training to verdicts and report."""
     from nullarm.conduct import default_directory, lay_down, prepare
 
     prepared = prepare(STUDY)

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 
-@click.command(help="Write a study file to start from.")
+@click.command()
 @click.argument("path", metavar="[PATH]", type=click.Path(path_type=Path), default=Path("study.yaml"))
 @click.option("--from", "source", default="rank_mechanism_tiny", show_default=True, help="Shipped study to copy.")
 def init(path: Path, source: str) -> None:
+    """Write a study file to start from."""
     from nullarm.errors import UsageError
     from nullarm.store.atomic import write_bytes
     from nullarm.study.shipped import study_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 import click
@@ -17,11 +16,12 @@ if TYPE_CHECKING:
 FOLLOW_S = 0.5
 
 
-@click.command(help="Print what a cell has printed.")
+@click.command()
 @directory_argument
 @click.argument("cell", metavar="CELL")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the cell is over.")
 def logs(directory: Path, cell: str, follow: bool) -> None:
+    """Print what a cell has printed."""
     from nullarm.engines.base import read_log
     from nullarm.store.study_store import StudyStore
 

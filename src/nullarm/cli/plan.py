@@ -18,7 +18,7 @@ def _print_schema(context: click.Context, option: click.Parameter, asked: bool) 
         context.exit()
 
 
-@click.command(help="Show cells, power, time, disk and cost before anything runs.")
+@click.command()
 @click.option(
     "--schema",
     is_flag=True,
@@ -36,6 +36,7 @@ def plan(
     study: str, overrides: tuple[str, ...], profile: str | None, device: str | None, at_once: int | None,
     list_cells: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    """Show cells, power, time, disk and cost before anything runs."""
     from nullarm.conduct import prepare
 
     device_override = (f"resources.device={device}",) if device else ()
@@ -87,7 +88,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
             for name, p in facts["least_attainable_p"].items()
         ),
         f"  detectable     {_effect(effect, facts)}",
-        f"  time           about {duration(facts['estimated_seconds'])} on {facts['device']}, {facts['cells_at_once']} at once",
+        f"  time           about {duration(facts['estimated_seconds'])} on {facts['device']}, "
+        f"{facts['cells_at_once']} at once",
         f"  disk           about {facts['estimated_disk_bytes'] / 1e6:.1f} MB",
         f"  cost           about ${facts['estimated_cost']:.2f}",
         *(f"  note           {note}" for note in facts["notes"]),

@@ -10,7 +10,7 @@ import click
 from nullarm.cli.options import json_option, print_json, study_options
 
 
-@click.command(help="What a design can detect, and how many seeds it takes.")
+@click.command()
 @study_options
 @click.option("--pilot", type=click.Path(path_type=Path), help="Measure the noise in this study directory.")
 @click.option("--aa", default=None, metavar="ARM[,ARM]", help="Arms of the pilot that differ by chance alone.")
@@ -21,6 +21,7 @@ def power(
     study: str, overrides: tuple[str, ...], profile: str | None, pilot: Path | None, aa: str | None, sd: float | None,
     effect: float | None, as_json: bool,
 ) -> None:  # fmt: skip
+    """What a design can detect, and how many seeds it takes."""
     from nullarm.conduct import prepare
 
     declared = prepare(study, overrides=overrides, profile=profile).study

@@ -9,13 +9,14 @@ import click
 from nullarm.cli.options import directory_option, json_option, print_json, study_options
 
 
-@click.command(help="Check this machine against a plan.")
+@click.command()
 @study_options
 @directory_option
 @json_option
 def preflight(
     study: str, overrides: tuple[str, ...], profile: str | None, directory: Path | None, as_json: bool
 ) -> None:
+    """Check this machine against a plan."""
     from nullarm.conduct import default_directory, prepare
     from nullarm.errors import PreflightError
     from nullarm.sites.preflight import Check, check_machine

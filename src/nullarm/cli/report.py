@@ -9,9 +9,10 @@ import click
 from nullarm.cli.options import directory_argument
 
 
-@click.command(help="Write the HTML and Markdown report of a study directory.")
+@click.command()
 @directory_argument
 def report(directory: Path) -> None:
+    """Write the HTML and Markdown report of a study directory."""
     from nullarm.conduct import conclude
     from nullarm.store.study_store import StudyStore
 

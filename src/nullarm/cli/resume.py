@@ -10,7 +10,7 @@ from nullarm.cli.execute import detach, execute
 from nullarm.cli.options import directory_argument, engine_options, json_option
 
 
-@click.command(help="Go on with a study directory.")
+@click.command()
 @directory_argument
 @engine_options
 @click.option("--detach", "detached", is_flag=True, help="Run in the background, output in DIR/run.log.")
@@ -19,6 +19,7 @@ from nullarm.cli.options import directory_argument, engine_options, json_option
 def resume(
     directory: Path, engine: str, at_once: int | None, detached: bool, require_verdict: bool, as_json: bool
 ) -> None:
+    """Go on with a study directory."""
     from nullarm.store.study_store import StudyStore
 
     store = StudyStore.open(directory)

@@ -10,7 +10,7 @@ from nullarm.cli.execute import detach, execute
 from nullarm.cli.options import directory_option, engine_options, json_option, study_options
 
 
-@click.command(help="Run a study: every open cell, then verdicts and report.")
+@click.command()
 @study_options
 @directory_option
 @engine_options
@@ -21,6 +21,7 @@ def run(
     study: str, overrides: tuple[str, ...], profile: str | None, directory: Path | None, engine: str,
     at_once: int | None, detached: bool, require_verdict: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    """Run a study: every open cell, then verdicts and report."""
     from nullarm.conduct import default_directory, lay_down, prepare
 
     prepared = prepare(study, overrides=overrides, profile=profile)

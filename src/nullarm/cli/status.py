@@ -11,10 +11,11 @@ from nullarm.cli.options import directory_argument, json_option, print_json
 STATES = ("done", "running", "pending", "failed", "blocked")
 
 
-@click.command(help="Show how far a study is.")
+@click.command()
 @directory_argument
 @json_option
 def status(directory: Path, as_json: bool) -> None:
+    """Show how far a study is."""
     from nullarm.store.study_store import StudyStore
 
     store = StudyStore.open(directory)

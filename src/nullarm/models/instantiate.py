@@ -58,12 +58,12 @@ def _rescale(model: Any, shape: Shape) -> None:
 def tokenizer_for(shape: Shape) -> Any:
     """The tokeniser that goes with a random model."""
     from nullarm.models.tiny.pretrain import world_tokenizer
-    from nullarm.models.tiny.recipe import RECIPES
+    from nullarm.models.tiny.recipe import WORLD
     from nullarm.models.word_tokenizer import word_tokenizer
 
     if shape.tokenizer == "words":
         return word_tokenizer(shape.config["vocab_size"])
-    return world_tokenizer(RECIPES["world"])
+    return world_tokenizer(WORLD)
 
 
 def written(reference: Reference) -> Path:

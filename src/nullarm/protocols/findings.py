@@ -33,6 +33,7 @@ def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
         name=f"{judged.name}: {finding.contrast.treatment} against {finding.contrast.control}",
         verdict=judged.verdict.value,
         reason=judged.reason,
+        question=finding.contrast.kind,
         estimate=judged.estimate,
         interval=(judged.interval.low, judged.interval.high) if judged.interval else None,
         level=judged.interval.level if judged.interval else 0.95,

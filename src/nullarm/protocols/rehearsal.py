@@ -1,7 +1,7 @@
-"""Protocol `rehearsal`: cells that compute nothing of interest, in chunks, to try out an engine or a site without a model.
+"""Protocol `rehearsal`: cells that compute nothing of interest, to try out an engine or a site without a model.
 
-Per seed one `prepare` cell draws item difficulties; every arm's `measure` cell scores the same items in chunks. The planted
-effect of an arm is a parameter, so the verdict to expect is known.
+Per seed one `prepare` cell draws item difficulties; every arm's `measure` cell scores the same items in chunks. The
+planted effect of an arm is a parameter, so the verdict to expect is known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What kinds of machine cost and can do, for estimates before anything is rented.
 
-Throughput is what training a transformer sustains, about 35 % of the dense bf16 peak on a GPU, and measured on one thread
-of a server CPU; prices are the source runbooks' (US dollars an hour). Estimates are for planning and never enter a result.
+Throughput is what training a transformer sustains, about 35 % of the dense bf16 peak on a GPU, and measured on one
+thread of a server CPU; prices are the source runbooks' (US dollars an hour). Estimates are for planning and never enter
+a result.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ One idea per module, read in this order:
 | `pairing` | long-form scores to `[seeds, replicates, items]` matrices, or a `Problem` |
 | `randomisation`, `paired`, `equivalence`, `bootstrap` | the methods, each with an outside oracle in the tests |
 | `families`, `proportions`, `few_runs` | Holm and Benjamini–Hochberg, Wilson, interquartile mean |
-| `design`, `noise`, `power` | what a design can show, before any money is spent |
+| `design`, `noise`, `power`, `closed_form` | what a design can show, before any money is spent |
 | `evidence`, `forecast`, `decide`, `reasons`, `judge` | from scores to a verdict with its reason |
 
 Conventions. The direction of a claim is declared beforehand, so every test is one-sided at α and every interval

@@ -1,8 +1,8 @@
 """YAML as a study file may use it: the core schema, and nothing that can surprise.
 
 Refused, each with its line: duplicate keys, merge keys, tags, NaN and infinities, lists and mappings as keys, documents
-that expand beyond `MAX_NODES` (alias bombs) or nest beyond `MAX_DEPTH`. Scalars follow the YAML 1.2 core schema, so `no`
-is text and `1e-4` a number; a key is the text that stands there, so `null` and `1` are names like any other.
+that expand beyond `MAX_NODES` (alias bombs) or nest beyond `MAX_DEPTH`. Scalars follow the YAML 1.2 core schema, so
+`no` is text and `1e-4` a number; a key is the text that stands there, so `null` and `1` are names like any other.
 """
 
 from __future__ import annotations

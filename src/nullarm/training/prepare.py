@@ -57,6 +57,7 @@ def adamw(parameters: Mapping[str, torch.nn.Parameter], settings: TrainSettings)
     return torch.optim.AdamW(
         [{"params": chosen, "weight_decay": decay} for chosen, decay in groups if chosen],
         lr=settings.learning_rate,
+        betas=(0.9, settings.beta2),
         fused=True,
     )
 

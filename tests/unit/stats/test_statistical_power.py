@@ -122,6 +122,13 @@ def test_the_fewest_seeds_are_those_that_can_reach_alpha() -> None:
     assert seeds_needed(Design(2, 3), SIGMA, effect=99.0, rng=rng()) == 3  # 2 seeds give no p below 1/16
 
 
+def test_the_simulation_corrects_a_closed_form_that_promises_too_much() -> None:
+    design = Design(4, 4, test="paired_t")
+    assert closed_form.detection_power(design, SIGMA, 1.92) > 0.8
+    assert detection_probability(design, SIGMA, 1.92, rng=rng(), studies=8_000) < 0.8
+    assert seeds_needed(design, SIGMA, effect=1.92, rng=rng(), studies=8_000) == 5
+
+
 def test_seeds_needed_are_enough_and_one_fewer_is_not() -> None:
     seeds = seeds_needed(Design(2, 3), SIGMA, effect=1.5, margin=1.5, rng=rng())
     assert seeds is not None

@@ -80,16 +80,25 @@ class Task(ABC):
     Attributes:
         name: Kind of the task, as in a study file.
         head: Which head a model needs.
-        num_labels: Classes of a sequence classifier (1: regression); 0 for a causal LM.
-        primary: The metric of `metrics` that a gate looks at.
-        tokens_per_item: Rough length of a training example, for estimates.
     """
 
     name: ClassVar[str]
-    head: Head = "causal_lm"
-    num_labels: int = 0
-    primary: str = "accuracy"
-    tokens_per_item: int = 24
+    head: ClassVar[Head] = "causal_lm"
+
+    @property
+    @abstractmethod
+    def tokens_per_item(self) -> int:
+        """Rough length of a training example, for estimates."""
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a sequence classifier (1: regression); 0 for a causal LM."""
+        return 0
+
+    @property
+    def primary(self) -> str:
+        """The metric of `metrics` that a gate looks at."""
+        return "accuracy"
 
     @abstractmethod
     def content_id(self) -> str:

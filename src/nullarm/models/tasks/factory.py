@@ -8,10 +8,13 @@ from typing import Any, get_type_hints
 
 from nullarm.errors import DatasetError, nearest
 from nullarm.models.tasks.base import Task
+from nullarm.models.tasks.glue import Glue
+from nullarm.models.tasks.gsm8k import Gsm8k
+from nullarm.models.tasks.jsonl import Jsonl
 from nullarm.models.tasks.planted import Planted
 from nullarm.models.tasks.world_relations import WorldRelations
 
-KINDS: Mapping[str, type[Task]] = {task.name: task for task in (Planted, WorldRelations)}
+KINDS: Mapping[str, type[Task]] = {task.name: task for task in (Glue, Gsm8k, Jsonl, Planted, WorldRelations)}
 """Every kind of task, by the name a study uses. To add one, write a `Task` and name it here."""
 
 

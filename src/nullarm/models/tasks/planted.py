@@ -73,7 +73,7 @@ class Planted(Task):
                 raise DatasetError(f"planted.{field} is out of range", value=getattr(self, field), valid="> 0")
 
     @property
-    def tokens_per_item(self) -> int:  # type: ignore[override]
+    def tokens_per_item(self) -> int:
         """Words of a sequence and the last draw."""
         return self.length + 1
 

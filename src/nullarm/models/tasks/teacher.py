@@ -41,7 +41,7 @@ def planted_update(weight: torch.Tensor, rank: int, size: float, generator: torc
         return torch.zeros_like(weight)
     left, right = (torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in weight.shape)
     direction: torch.Tensor = torch.linalg.qr(left)[0] @ torch.linalg.qr(right)[0].T
-    return (size * weight.norm() / rank**0.5 * direction).to(weight.dtype)
+    return direction.mul(size * float(weight.norm()) / rank**0.5).to(weight.dtype)
 
 
 def teacher_draws(task: Planted, tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:

@@ -12,7 +12,7 @@ from nullarm.errors import DatasetError
 from nullarm.models.hashing import settings_hash
 from nullarm.models.tasks.base import Encoded, Item, ItemResult, Split, Task, accuracy_and_loss
 from nullarm.models.tasks.encoding import encode_example
-from nullarm.models.tiny.recipe import RECIPES
+from nullarm.models.tiny.recipe import WORLD
 from nullarm.models.tiny.world import Question, World, with_distractors
 
 TOOLS = tuple("hammer ladder mirror basket bottle button pillow ticket".split())
@@ -49,9 +49,14 @@ class WorldRelations(Task):
             if getattr(self, field) < len(KINDS):
                 raise DatasetError(f"world_relations.{field} is too small", value=getattr(self, field), valid=">= 3")
 
+    @property
+    def tokens_per_item(self) -> int:
+        """Questions are 14 to 21 tokens long."""
+        return 18
+
     def content_id(self) -> str:
         """Settings and the world's own."""
-        return f"{self.name}:{settings_hash([VERSION, asdict(self), asdict(RECIPES['world'].world)])}"
+        return f"{self.name}:{settings_hash([VERSION, asdict(self), asdict(WORLD.world)])}"
 
     def count(self, split: Split) -> int:
         """Number of items."""
@@ -93,7 +98,7 @@ class _Relations:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.world = World(RECIPES["world"].world)
+        self.world = World(WORLD.world)
         rng = random.Random(seed)
         people = self.world.people
         self.tool = {p: rng.choice(TOOLS) for p in people}

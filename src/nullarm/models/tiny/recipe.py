@@ -86,4 +86,59 @@ class WorldRecipe:
         return settings_hash({**asdict(self), "config": self.config}, [HERE / name for name in CODE])
 
 
-RECIPES: Mapping[str, WorldRecipe] = {"world": WorldRecipe()}
+@dataclass(frozen=True)
+class ChatRecipe:
+    """How `builtin:world-chat` is made of `builtin:world`: the same world, asked through a chat template.
+
+    Attributes:
+        base: Recipe of the base.
+        seeds: Training seeds, tried in this order until one passes `pass_marks` and `plain_marks`.
+        steps: Training steps.
+        batch_size: Examples in a batch.
+        learning_rate: Peak, with the base's schedule.
+        weight_decay: On matrices, decoupled.
+        replay_share: Share of examples that are pre-training documents, so that the plain form is kept.
+        seen_documents: Documents that decide which tokens the base has ever been trained on.
+        marker_sources: Text whose first token's embedding a chat marker starts with.
+        noise: Standard deviation around the mean embedding, with which the other untrained tokens start.
+        pass_marks: Least accuracy per skill through the chat template.
+        plain_marks: Least accuracy per skill in the plain form.
+        evaluation_items: Questions per skill.
+    """
+
+    base: WorldRecipe = field(default_factory=WorldRecipe)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    steps: int = 600
+    batch_size: int = 32
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.1
+    replay_share: float = 0.3
+    seen_documents: int = 3000
+    marker_sources: Mapping[str, str] = field(default_factory=lambda: {"<|im_start|>": "Question", "<|im_end|>": "."})
+    noise: float = 0.02
+    pass_marks: Mapping[str, float] = field(
+        default_factory=lambda: {"fact": 0.75, "add": 0.8, "copy": 0.6, "reverse": 0.6, "lookup": 0.7}
+    )
+    plain_marks: Mapping[str, float] = field(
+        default_factory=lambda: {"fact": 0.8, "add": 0.85, "copy": 0.8, "reverse": 0.8, "lookup": 0.85}
+    )
+    evaluation_items: int = 100
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base's."""
+        return self.base.config
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The base's."""
+        return self.base.vocabulary_size
+
+    def content_hash(self) -> str:
+        """Hash of the recipe, of the base's and of the code that carries it out."""
+        return settings_hash({**asdict(self), "base": self.base.content_hash()}, [HERE / "finetune.py"])
+
+
+WORLD = WorldRecipe()
+RECIPES: Mapping[str, WorldRecipe | ChatRecipe] = {"world": WORLD, "world-chat": ChatRecipe(WORLD)}
+"""By the name that follows `builtin:` in a model reference."""

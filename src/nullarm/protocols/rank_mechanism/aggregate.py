@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -35,7 +35,10 @@ def aggregated_results(study: Study, results: Sequence[SeedResults], analysis: A
         "smoke": study.smoke,
         "primary_metric_key": study.analysis.metric,
         "acc_tolerance": tolerance(study),
-        "probe": {**arm_spreads(study, results, PROBE), "params": over_seeds(results, lambda r: r.parameters(PROBE))},
+        "probe": {
+            **arm_spreads(study, results, PROBE),
+            "params": over_seeds(results, [r.parameters(PROBE) for r in results]),
+        },
         "compressed": {legacy_name(arm): _variant(study, results, analysis, arm) for arm in arms},
         "summary": {
             "n_complete_seeds": sum(result.status == "OK" for result in results),
@@ -47,21 +50,20 @@ def aggregated_results(study: Study, results: Sequence[SeedResults], analysis: A
 
 def arm_spreads(study: Study, results: Sequence[SeedResults], arm: str) -> dict[str, Any]:
     """`{measurement: {mean, std, values, seeds}}` of an arm."""
-    return {name: over_seeds(results, lambda r, name=name: r.mean(arm, name)) for name in measurements(study)}
+    return {name: over_seeds(results, [r.mean(arm, name) for r in results]) for name in measurements(study)}
 
 
-def over_seeds(results: Sequence[SeedResults], value: Callable[[SeedResults], float | None]) -> dict[str, Any]:
+def over_seeds(results: Sequence[SeedResults], values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and standard deviation (ddof = 1) over the seeds that have a value, which are named.
 
     Without any value the mean is None; with one, the standard deviation is.
     """
-    known = [(result.seed, found) for result in results if (found := value(result)) is not None]
-    values = [found for _, found in known]
+    known = {result.seed: value for result, value in zip(results, values, strict=True) if value is not None}
     return {
-        "mean": fmean(values) if values else None,
-        "std": stdev(values) if len(values) > 1 else None,
-        "values": values,
-        "seeds": [seed for seed, _ in known],
+        "mean": fmean(known.values()) if known else None,
+        "std": stdev(known.values()) if len(known) > 1 else None,
+        "values": list(known.values()),
+        "seeds": list(known),
     }
 
 
@@ -77,9 +79,9 @@ def _variant(study: Study, results: Sequence[SeedResults], analysis: Analysis, a
     judged = finding_of(analysis, arm, PROBE)
     return {
         **arm_spreads(study, results, arm),
-        "delta_vs_probe": over_seeds(results, lambda r: delta_vs_probe(r, arm, ACCURACY)),
-        "param_reduction": over_seeds(results, lambda r: param_reduction(r, arm)),
-        "params": over_seeds(results, lambda r: r.parameters(arm)),
+        "delta_vs_probe": over_seeds(results, [delta_vs_probe(r, arm, ACCURACY) for r in results]),
+        "param_reduction": over_seeds(results, [param_reduction(r, arm) for r in results]),
+        "params": over_seeds(results, [r.parameters(arm) for r in results]),
         "pass_rate": known.count("PASS") / len(known) if known else None,
         "verdict": judged.judgement.verdict.value if judged else None,
         "individual_verdicts": individual,

@@ -24,7 +24,7 @@ def bench_markdown(study: Study, results: Sequence[SeedResults], analysis: Analy
             f"**{inline(overall_conclusion(study, results, analysis))}**",
             *(["> The analysis was changed after cells had run: it is exploratory."] if analysis.exploratory else []),
             "## Arms",
-            "Test split, mean ± standard deviation (ddof = 1) over seeds; an arm with replicates is averaged within each seed.",
+            "Test split, mean ± standard deviation (ddof = 1) over seeds, replicates averaged within each seed.",
             _arms(study, results),
             "## Declared contrasts",
             _contrasts(analysis),
@@ -47,9 +47,9 @@ def _arms(study: Study, results: Sequence[SeedResults]) -> str:
     rows = []
     for arm in study.arms:
         spreads = list(arm_spreads(study, results, arm).values())
-        parameters = over_seeds(results, lambda r, arm=arm: r.parameters(arm))["mean"]
-        saved = over_seeds(results, lambda r, arm=arm: param_reduction(r, arm))["mean"]
-        delta = over_seeds(results, lambda r, arm=arm: delta_vs_probe(r, arm, ACCURACY))
+        parameters = over_seeds(results, [r.parameters(arm) for r in results])["mean"]
+        saved = over_seeds(results, [param_reduction(r, arm) for r in results])["mean"]
+        delta = over_seeds(results, [delta_vs_probe(r, arm, ACCURACY) for r in results])
         rows.append(
             [
                 legacy_name(arm),

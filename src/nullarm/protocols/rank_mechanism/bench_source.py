@@ -14,7 +14,7 @@ NOT_CARRIED = {
     "seed": "compression.seeds says which seeds run",
     "model.use_cache": "training never caches, generation always does",
     "train.logging_steps": "progress is shown as it goes",
-    "train.eval_steps": "nothing is evaluated during training: a checkpoint chosen by its score would be selected on it",
+    "train.eval_steps": "nothing is evaluated during training: a checkpoint would be chosen by its score",
     "audit": "every audit computes all its measures; how spectra become ranks is parameters.allocation",
     "runtime.keep_adapter_weights": "the probe's adapter is an artefact of its cell, others are not kept",
     "runtime.keep_checkpoints": "checkpoints go when their cell has ended",

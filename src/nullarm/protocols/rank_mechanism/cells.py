@@ -58,7 +58,9 @@ def run_probe(context: CellContext) -> CellResult:
     fitted = _fit(context, adapted, tokenizer, task)
     metrics = {**_training_metrics(fitted, adapted), **_score(context, task, adapted.model, tokenizer, "dev")}
     name = cell.inputs["model"]
-    context.writer.directory_artefact("adapter", lambda directory: save_adapter(adapted.model, directory, base_name=name))
+    context.writer.directory_artefact(
+        "adapter", lambda directory: save_adapter(adapted.model, directory, base_name=name)
+    )
     context.writer.json_artefact("ranks", adapted.ranks)
     if (reason := _gate_failure(cell.parameters["gate"], metrics)) is not None:
         return CellResult(metrics, "undertrained", reason)
@@ -92,7 +94,6 @@ def run_allocate(context: CellContext) -> CellResult:
 
 def run_retrain(context: CellContext) -> CellResult:
     """Train an arm from scratch with its ranks and evaluate it."""
-    cell = context.cell
     model, tokenizer, task = _load(context)
     allocation = context.needs["allocate"].json("allocation")
     adapted = _adapt(context, model, tokenizer, task, allocation)

@@ -14,16 +14,16 @@ from nullarm.stats.verdict import Judgement, Verdict
 from nullarm.study.spec import Study
 
 WIDTH = 100
-_COMPRESSION_WORKS = "PARTIAL SUCCESS: compression works, but "
 _OUTCOMES = {
     Verdict.CONFIRMED: "HYPOTHESIS CONFIRMED: audit-guided ranks provide real benefit beyond heterogeneity",
-    Verdict.DETECTED_BELOW_MARGIN: "PARTIAL SUCCESS: audit-guided placement helps, but by less than was declared to matter",
+    Verdict.DETECTED_BELOW_MARGIN: "PARTIAL SUCCESS: audit-guided placement helps, but by less than the margin",
     Verdict.HARMFUL: "NOT SUPPORTED: audit-guided placement does worse than the same ranks shuffled",
+    Verdict.INCONCLUSIVE: "INCONCLUSIVE: neither a mechanism benefit nor its absence is shown",
     Verdict.NO_OP: "NO CONCLUSION: the arms scored the same on every item, so the treatment changed nothing",
     Verdict.INVALID: "NO CONCLUSION: the results are not valid for a verdict",
     Verdict.INSUFFICIENT_DATA: "NO CONCLUSION: there are too few data for a verdict",
 }
-"""What the verdict on the mechanism says by itself. A null or an open question also depends on compression."""
+"""What the verdict on the mechanism says. Of a null, or of an open question, compression says more."""
 _PASS = {Verdict.CONFIRMED, Verdict.DETECTED_BELOW_MARGIN}
 _FAIL = {Verdict.EQUIVALENT, Verdict.HARMFUL}
 _MEANING = {
@@ -51,24 +51,28 @@ def closing_block(study: Study, results: Sequence[SeedResults], analysis: Analys
 
 
 def overall_conclusion(study: Study, results: Sequence[SeedResults], analysis: Analysis) -> str:
-    """One sentence: the runbook's outcome that the verdicts allow, with the reason where there is none."""
+    """One sentence: the runbook's outcome that the verdicts allow, or why there is none."""
+    mechanism = finding_of(analysis, AUDITED, SHUFFLED)
+    judged = mechanism is not None and mechanism.judgement.estimate is not None  # on the seeds that are complete
     stopped = next((r for r in results if r.status == "UNDERTRAINED"), None)
-    if stopped is not None:
-        return f"UNDERTRAINED: at seed {stopped.seed} the probe did not pass its gate, so nothing after it would mean anything"
+    if stopped is not None and not judged:
+        why = (stopped.reason or "the probe did not pass its gate").removeprefix("UNDERTRAINED: ")
+        return f"UNDERTRAINED: at seed {stopped.seed} {why}, so nothing that follows it would mean anything"
     if study.smoke:
         return "SMOKE RUN: the machinery ran; a smoke result never enters a verdict"
-    mechanism = finding_of(analysis, AUDITED, SHUFFLED)
     if mechanism is None:
         primary = analysis.primary.judgement
-        return f"NO MECHANISM TEST was declared; the primary contrast {primary.name} is {primary.verdict}: {primary.reason}"
-    verdict, works = mechanism.judgement.verdict, _compression_works(analysis)
-    if verdict is Verdict.EQUIVALENT:
-        null = f"placement makes no difference: any is inside ±{mechanism.judgement.margin:g}"
-        return (_COMPRESSION_WORKS if works else "NOT SUPPORTED: ") + null
-    if verdict is Verdict.INCONCLUSIVE:
-        return (_COMPRESSION_WORKS + "no clear mechanism benefit (neither shown nor ruled out)" if works
-                else "INCONCLUSIVE: neither a mechanism benefit nor its absence is shown")  # fmt: skip
-    return _OUTCOMES[verdict]
+        return f"NO MECHANISM TEST was declared; contrast {primary.name} is {primary.verdict}: {primary.reason}"
+    return _outcome(mechanism.judgement, _compression_works(analysis))
+
+
+def _outcome(judged: Judgement, compression_works: bool) -> str:
+    if judged.verdict is Verdict.EQUIVALENT:
+        start = "PARTIAL SUCCESS: compression works, but" if compression_works else "NOT SUPPORTED:"
+        return f"{start} placement makes no difference (shown to be inside ±{judged.margin:g})"
+    if judged.verdict is Verdict.INCONCLUSIVE and compression_works:
+        return "PARTIAL SUCCESS: compression works, but no clear mechanism benefit (neither shown nor ruled out)"
+    return _OUTCOMES[judged.verdict]
 
 
 def performance_lines(study: Study, results: Sequence[SeedResults]) -> list[str]:
@@ -101,6 +105,8 @@ def show_spread(mean: float | None, sd: float | None) -> str:
 
 def show_judgement(judged: Judgement) -> str:
     """`+0.015, 90 % interval [0.001, 0.029], p = 0.012 (adjusted 0.024), 3 seeds: CONFIRMED`."""
+    if judged.estimate is None:
+        return judged.verdict.value
     interval = (judged.interval.low, judged.interval.high) if judged.interval else None
     decimals = max(3, effect_decimals(interval, judged.estimate))
     parts = [show_effect(judged.estimate, decimals)]

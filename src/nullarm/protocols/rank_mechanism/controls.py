@@ -46,7 +46,8 @@ def uniform_matched_map(rank_map: Mapping[str, int], shapes: Sequence[ModuleShap
     promoted = _promotions([group[0].cost for group in groups], [len(group) for group in groups], surplus)
     matched: RankMap = {}
     for group, count in zip(groups, promoted, strict=True):
-        for index, shape in enumerate(group):
+        # kind by kind: in the model's order, every second module of a stratum may be an o_proj
+        for index, shape in enumerate(sorted(group, key=lambda shape: module_kind(shape.name))):
             # `count` of len(group) at even steps: where ⌊(i+1)·count/n⌋ passes an integer
             step = (index + 1) * count // len(group) - index * count // len(group)
             matched[shape.name] = low + step

@@ -18,8 +18,6 @@ from nullarm.study.identity import identifying
 from nullarm.study.plan import Cell, Estimate
 from nullarm.study.spec import Study
 
-TOKENS_PER_ITEM = 24
-"""Assumed length of an item when estimating; `task.tokens_per_item` says otherwise for a task that knows better."""
 BYTES_PER_ITEM = 60
 """Of a row in the per-item table, compressed."""
 ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = 34
@@ -110,7 +108,7 @@ class _Planner:
         device = find_device(self.study.resources.device)
         training, size = self.parameters.training, self._parameter_count()
         steps = training.steps * training.gradient_accumulation
-        length = int(self.parameters.task.get("max_tokens", TOKENS_PER_ITEM))
+        length = self.task.tokens_per_item
         items = self.task.count("test") + self.task.count("dev")
         flops = 4 * size * steps * training.batch_size * length + 2 * size * items * length
         batches = 2 * steps + items / self.parameters.evaluation_batch_size

@@ -71,7 +71,7 @@ def shuffle_self_test(parameters: RankMechanismParameters, study: Study) -> Chec
 
 
 def made_up_spectra(shapes: tuple[ModuleShape, ...], rank: int, rng: np.random.Generator) -> dict[str, list[float]]:
-    """{module: σ, descending}: exponential decay, its length drawn per module so that wanted ranks run from 1 to `rank`."""
+    """{module: σ, descending}: exponential decay, of a length drawn per module: wanted ranks run from 1 to `rank`."""
     decay = np.exp(rng.uniform(math.log(0.4), math.log(rank), size=len(shapes)))
     return {s.name: np.exp(-np.arange(rank) / d).tolist() for s, d in zip(shapes, decay, strict=True)}
 
@@ -98,8 +98,8 @@ def _verified(allocation: Allocation, shapes: tuple[ModuleShape, ...], count: in
     changed = [allocation.distances[name].hamming for name in names]
     detail = (
         f"{count} on {len(shapes)} modules with ranks {sorted(set(audited.values()))}: {distinct - 1} distinct, "
-        f"{'equal' if len(costs) == 1 else 'UNEQUAL'} parameters ({min(costs):,}), {min(changed)} to {max(changed)} modules "
-        f"changed, 10^{math.log10(allocation.distinct_permutations):.0f} permutations"
+        f"{'equal' if len(costs) == 1 else 'UNEQUAL'} parameters ({min(costs):,}), {min(changed)} to {max(changed)} "
+        f"modules changed, 10^{math.log10(allocation.distinct_permutations):.0f} permutations"
     )
     return Check(SHUFFLES, len(costs) == 1 and distinct == count + 1, detail, "report this: the shuffle is broken")
 
@@ -128,7 +128,7 @@ def _hub(reference: Reference) -> Check:
 
 def _cached(reference: Reference) -> bool:
     """Whether configuration and every weight file are in the hub's cache."""
-    found = {name: _cached_file(reference, name) for name in ("config.json", "model.safetensors", f"{_INDEX}")}
+    found = {name: _cached_file(reference, name) for name in ("config.json", "model.safetensors", _INDEX)}
     if found["config.json"] is None:
         return False
     if found["model.safetensors"] is not None:
@@ -167,7 +167,7 @@ def _refusal(reference: Reference) -> tuple[str, str] | None:
         return f"{reference.name} does not exist, or is private", f"check the name, or {login}"
     except errors.EntryNotFoundError:
         return f"{reference.name} has no config.json", "choose a model in the format of transformers"
-    except (OSError, errors.HTTPError) as error:
+    except Exception as error:  # whatever the HTTP library of the day raises
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         return (
             f"the hub cannot be reached ({reason}), so access to {reference.name} is not known",

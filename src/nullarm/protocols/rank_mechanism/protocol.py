@@ -33,7 +33,9 @@ class RankMechanism(Protocol):
         refuse_unknown_arms(study, ARMS)
         parameters = self._parameters(study)
         if parameters.cross_fit and len(study.seeds) < 2:
-            raise StudyError("parameters.cross_fit needs another seed's audit", value=study.seeds, valid="2 or more seeds")
+            raise StudyError(
+                "parameters.cross_fit needs another seed's audit", value=study.seeds, valid="2 or more seeds"
+            )
         return make_plan(rank_mechanism_cells(study, parameters, self.version))
 
     def design(self, study: Study, plan: Plan) -> Design:
@@ -86,4 +88,3 @@ class RankMechanism(Protocol):
 
     def _parameters(self, study: Study) -> RankMechanismParameters:
         return validated(RankMechanismParameters, study.parameters, study.name, prefix=("parameters",))
-

@@ -78,7 +78,7 @@ def _arms(measured: Sequence[Measured], metric: str) -> Iterator[Block]:
         return
     yield Table(
         title="Every trained cell",
-        columns=("arm", "replicate", "seed", metric, "log-likelihood", "LoRA parameters", "÷ audited", "final training loss"),
+        columns=("arm", "replicate", "seed", metric, "log-likelihood", "LoRA parameters", "÷ audited", "training loss"),
         rows=tuple(
             (
                 m.cell.arm, m.cell.replicate, m.cell.seed, _mean(m, metric), _mean(m, "log_likelihood"),
@@ -103,7 +103,9 @@ def _maps(store: StudyStore) -> Iterator[Block]:
     for cell, done in _finished(store, "allocate"):
         maps: Mapping[str, Mapping[str, int]] = done.json("allocation")["maps"]
         keys = _map_keys(store, maps)
-        trained = {map_key(str(c.arm), c.replicate): (c, d) for c, d in _finished(store, "retrain") if c.seed == cell.seed}
+        trained = {
+            map_key(str(c.arm), c.replicate): (c, d) for c, d in _finished(store, "retrain") if c.seed == cell.seed
+        }
         panels = [_panel(key, maps[key], (cell.id, *((trained[key][0].id,) if key in trained else ()))) for key in keys]
         panels += [_panel(arm, d.json("ranks"), (c.id,)) for arm, (c, d) in trained.items() if arm not in maps]
         yield Heatmap(
@@ -127,7 +129,9 @@ def _panel(title: str, ranks: Mapping[str, int], cells: tuple[str, ...]) -> Heat
         title=title,
         x=tuple(kind.rpartition(".")[2] for kind in kinds),
         y=tuple(str(layer) for layer in layers),
-        values=[[by_place[layer, kind][1] if (layer, kind) in by_place else None for kind in kinds] for layer in layers],
+        values=[
+            [by_place[layer, kind][1] if (layer, kind) in by_place else None for kind in kinds] for layer in layers
+        ],
         hover=[[by_place.get((layer, kind), ("", 0))[0] for kind in kinds] for layer in layers],
         cells=cells,
     )
@@ -159,7 +163,9 @@ def _spectra(store: StudyStore) -> Iterator[Block]:
 def _spectrum(module: Mapping[str, Any], cell_id: str) -> Series:
     sigma = module["singular_values"]
     relative = [value / sigma[0] if sigma[0] else None for value in sigma]
-    return Series(name=module["name"], x=list(range(1, len(sigma) + 1)), y=relative, cells=((cell_id,),), style="line+points")
+    return Series(
+        name=module["name"], x=list(range(1, len(sigma) + 1)), y=relative, cells=((cell_id,),), style="line+points"
+    )
 
 
 def _distances(store: StudyStore) -> Iterator[Block]:

@@ -64,7 +64,8 @@ def test_small_singular_values_survive_where_gram_matrices_lose_them() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def orthonormal(rows: int) -> torch.Tensor:
-        return torch.linalg.qr(torch.randn(rows, 6, generator=generator, dtype=torch.float64)).Q
+        q: torch.Tensor = torch.linalg.qr(torch.randn(rows, 6, generator=generator, dtype=torch.float64)).Q
+        return q
 
     exact = torch.logspace(0, -10, 6, dtype=torch.float64)
     mix = orthonormal(6)
