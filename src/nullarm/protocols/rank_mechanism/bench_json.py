@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import nullarm
 from nullarm.protocols.rank_mechanism.arms import AUDITED, PROBE, SHUFFLED, map_key
 from nullarm.protocols.rank_mechanism.invariants import protocol_invariants
 from nullarm.protocols.rank_mechanism.seed_results import ACCURACY, Run, SeedResults, legacy_name
-from nullarm.store.study_store import StudyStore
 from nullarm.study.identity import content_hash
 from nullarm.study.spec import Study
 
 BENCH_VERSION = f"nullarm/{nullarm.__version__}"
+ROUNDING = 1e-12
+"""What a difference of means may miss a limit by, and still be at it."""
 
 
-def bench(store: StudyStore, results: SeedResults) -> dict[str, Any]:
+def bench(study: Study, results: SeedResults) -> dict[str, Any]:
     """The content of one seed's `bench.json`.
 
     Args:
-        store: The study directory.
-        results: What it holds of the seed.
+        study: The study.
+        results: What the store holds of the seed.
     """
-    study = store.lock.study
     variants = {legacy_name(arm): _variant(study, results, arm) for arm in results.runs if arm != PROBE}
     provenance = dict(results.records[0][1].provenance) if results.records else {}
     return {
         "bench_version": BENCH_VERSION,
-        "timestamp": _finished_at(store, results),
+        "timestamp": results.finished_at,
         "git_commit": (provenance.pop("git", None) or {}).get("commit"),
         "env": provenance,
         "seed": results.seed,
@@ -85,7 +84,7 @@ def passes(study: Study, results: SeedResults, arm: str) -> str | None:
     delta = delta_vs_probe(results, arm, study.analysis.metric)
     if delta is None:
         return None
-    return "PASS" if delta >= -tolerance(study) else "FAIL"
+    return "PASS" if delta >= -tolerance(study) - ROUNDING else "FAIL"
 
 
 def _gate(study: Study, results: SeedResults) -> dict[str, Any]:
@@ -161,12 +160,6 @@ def _cost(run: Run) -> dict[str, Any]:
     known = ("steps", "train_tokens", "train_loss")
     seconds = run.finished.record.seconds if run.finished else None
     return {"cell": run.cell.id, "seconds": seconds, **{name: run.metric(name) for name in known}}
-
-
-def _finished_at(store: StudyStore, results: SeedResults) -> str | None:
-    """When the seed's last record was written (UTC), so that the file does not change when it is written again."""
-    times = [store.paths.cell(cell.id).record.stat().st_mtime for cell, _ in results.records]
-    return datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

@@ -24,14 +24,12 @@ _OUTCOMES = {
     Verdict.INSUFFICIENT_DATA: "NO CONCLUSION: there are too few data for a verdict",
 }
 """What the verdict on the mechanism says. Of a null, or of an open question, compression says more."""
-_PASS = {Verdict.CONFIRMED, Verdict.DETECTED_BELOW_MARGIN}
-_FAIL = {Verdict.EQUIVALENT, Verdict.HARMFUL}
 _MEANING = {
-    Verdict.CONFIRMED: "PASS: audit-guided placement provides real benefit",
-    Verdict.DETECTED_BELOW_MARGIN: "PASS: a benefit was detected, below the margin that was declared to matter",
-    Verdict.EQUIVALENT: "FAIL: no benefit as large as the margin; the null is shown, not just unrefuted",
-    Verdict.HARMFUL: "FAIL: audit-guided placement does worse",
-    Verdict.INCONCLUSIVE: "OPEN: neither a benefit nor its absence is shown",
+    Verdict.CONFIRMED: "✓ PASS: audit-guided placement provides real benefit",
+    Verdict.DETECTED_BELOW_MARGIN: "✓ PASS: a benefit was detected, below the margin that was declared to matter",
+    Verdict.EQUIVALENT: "✗ FAIL: no benefit as large as the margin; the null is shown, not just unrefuted",
+    Verdict.HARMFUL: "✗ FAIL: audit-guided placement does worse",
+    Verdict.INCONCLUSIVE: "? OPEN: neither a benefit nor its absence is shown",
 }
 
 
@@ -46,7 +44,11 @@ def closing_block(study: Study, results: Sequence[SeedResults], analysis: Analys
     lines += ["", "MECHANISM BENEFIT TEST", *mechanism_lines(mechanism)]
     others = [f for f in analysis.findings if f is not mechanism]
     if others:
-        lines += ["", "OTHER DECLARED CONTRASTS", *(line for f in others for line in _wrapped(_contrast_line(f)))]
+        lines += [
+            "",
+            "OTHER DECLARED CONTRASTS",
+            *(line for f in others for line in _wrapped(f"{_arms(f)}: {show_judgement(f.judgement)}")),
+        ]
     return "\n".join(lines)
 
 
@@ -93,9 +95,12 @@ def mechanism_lines(finding: Finding | None) -> list[str]:
     if finding is None:
         return ["not declared in this study"]
     judged = finding.judgement
-    sign = "✓ " if judged.verdict in _PASS else "✗ " if judged.verdict in _FAIL else "? "
-    meaning = _MEANING.get(judged.verdict, f"NO VERDICT: {judged.verdict.value}")
-    return [*_wrapped(_contrast_line(finding)), sign + meaning, *_wrapped(judged.reason)]
+    meaning = _MEANING.get(judged.verdict, "? NO VERDICT")
+    return [
+        f"{_arms(finding)}: {show_numbers(judged)}",
+        f"{meaning} ({judged.verdict.value})",
+        *_wrapped(judged.reason),
+    ]
 
 
 def show_spread(mean: float | None, sd: float | None) -> str:
@@ -104,9 +109,14 @@ def show_spread(mean: float | None, sd: float | None) -> str:
 
 
 def show_judgement(judged: Judgement) -> str:
-    """`+0.015, 90 % interval [0.001, 0.029], p = 0.012 (adjusted 0.024), 3 seeds: CONFIRMED`."""
+    """`+0.015, 90 % interval [+0.001, +0.029], p = 0.012 (adjusted 0.024), 3 seeds: CONFIRMED`."""
+    return judged.verdict.value if judged.estimate is None else f"{show_numbers(judged)}: {judged.verdict.value}"
+
+
+def show_numbers(judged: Judgement) -> str:
+    """`+0.015, 90 % interval [+0.001, +0.029], p = 0.012 (adjusted 0.024), 3 seeds`, or that there is no estimate."""
     if judged.estimate is None:
-        return judged.verdict.value
+        return "no estimate"
     interval = (judged.interval.low, judged.interval.high) if judged.interval else None
     decimals = max(3, effect_decimals(interval, judged.estimate))
     parts = [show_effect(judged.estimate, decimals)]
@@ -117,13 +127,11 @@ def show_judgement(judged: Judgement) -> str:
         parts.append(f"p = {show_p(judged.p)}{adjusted}")
     if judged.n_seeds is not None:
         parts.append(f"{judged.n_seeds} seeds")
-    return f"{', '.join(parts)}: {judged.verdict.value}".replace("\u00a0", " ")
+    return ", ".join(parts).replace("\u00a0", " ")
 
 
-def _contrast_line(finding: Finding) -> str:
-    contrast = finding.contrast
-    arms = f"{legacy_name(contrast.treatment)} vs {legacy_name(contrast.control)}"
-    return f"{arms}: {show_judgement(finding.judgement)}"
+def _arms(finding: Finding) -> str:
+    return f"{legacy_name(finding.contrast.treatment)} vs {legacy_name(finding.contrast.control)}"
 
 
 def _compression_works(analysis: Analysis) -> bool:

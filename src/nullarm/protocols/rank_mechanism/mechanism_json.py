@@ -9,24 +9,26 @@ import nullarm
 from nullarm.analysis import Analysis, Finding
 from nullarm.protocols.rank_mechanism.aggregate import arm_spreads, finding_of
 from nullarm.protocols.rank_mechanism.arms import AUDITED, PROBE, SHUFFLED
+from nullarm.protocols.rank_mechanism.bench_json import ROUNDING
 from nullarm.protocols.rank_mechanism.seed_results import SeedResults, legacy_name
 from nullarm.stats.paired import cohens_d, mcnemar_exact, paired_t
 from nullarm.stats.verdict import Judgement, Verdict
-from nullarm.store.study_store import StudyStore
+from nullarm.study.plan import Plan
+from nullarm.study.spec import Study
 
 CERTIFIABLE_SEEDS, CERTIFIABLE_STEPS = 3, 500
 """The source's levels: fewer seeds or steps are screening."""
 
 
-def mechanism_analysis(store: StudyStore, results: Sequence[SeedResults], analysis: Analysis) -> dict[str, Any]:
+def mechanism_analysis(study: Study, plan: Plan, results: Sequence[SeedResults], analysis: Analysis) -> dict[str, Any]:
     """The content of `mechanism_analysis.json`.
 
     Args:
-        store: The study directory.
-        results: What it holds of each seed.
+        study: The study.
+        plan: Its cells.
+        results: What the store holds of each seed.
         analysis: The judged contrasts.
     """
-    study = store.lock.study
     compression = finding_of(analysis, AUDITED, PROBE)
     mechanism = finding_of(analysis, AUDITED, SHUFFLED)
     benefit = _test(results, study.analysis.metric, mechanism, "benefit")
@@ -34,7 +36,7 @@ def mechanism_analysis(store: StudyStore, results: Sequence[SeedResults], analys
         "performance_data": {legacy_name(arm): arm_spreads(study, results, arm) for arm in study.arms},
         "compression_efficacy": _test(results, study.analysis.metric, compression, "delta"),
         "mechanism_benefit": {**benefit, "mcnemar": _mcnemar(results) if benefit["benefit"] is not None else []},
-        "experiment_metadata": _metadata(store, results, analysis),
+        "experiment_metadata": _metadata(study, plan, results, analysis),
     }
 
 
@@ -83,7 +85,7 @@ def _significant(judged: Judgement) -> bool | None:
 
 def _matters(finding: Finding) -> bool:
     estimate, margin = finding.judgement.estimate or 0.0, finding.judgement.margin
-    return estimate > -margin if finding.contrast.kind == "non_inferiority" else estimate >= margin
+    return estimate >= (-margin if finding.contrast.kind == "non_inferiority" else margin) - ROUNDING
 
 
 def _mcnemar(results: Sequence[SeedResults]) -> list[dict[str, Any]]:
@@ -103,8 +105,7 @@ def _mcnemar(results: Sequence[SeedResults]) -> list[dict[str, Any]]:
     return rows
 
 
-def _metadata(store: StudyStore, results: Sequence[SeedResults], analysis: Analysis) -> dict[str, Any]:
-    study = store.lock.study
+def _metadata(study: Study, plan: Plan, results: Sequence[SeedResults], analysis: Analysis) -> dict[str, Any]:
     steps = int(study.parameters["training"]["steps"])
     certifiable = len(study.seeds) >= CERTIFIABLE_SEEDS and steps >= CERTIFIABLE_STEPS and not study.smoke
     return {
@@ -124,5 +125,5 @@ def _metadata(store: StudyStore, results: Sequence[SeedResults], analysis: Analy
         "alpha": study.analysis.alpha,
         "exploratory": analysis.exploratory,
         "analysis_hash": analysis.analysis_hash,
-        "plan_hash": store.plan.hash,
+        "plan_hash": plan.hash,
     }

@@ -33,10 +33,10 @@ def write_outputs(store: StudyStore, analysis: Analysis) -> str:
         StorageError: The disk is full, read-only or gone.
     """
     study = store.lock.study
-    results = read_results(store)
-    data: dict[str, Any] = {f"seed_{r.seed}/bench.json": bench(store, r) for r in results}
+    results = read_results(study, store)
+    data: dict[str, Any] = {f"seed_{r.seed}/bench.json": bench(study, r) for r in results}
     data["aggregated_results.json"] = aggregated_results(study, results, analysis)
-    data["mechanism_analysis.json"] = mechanism_analysis(store, results, analysis)
+    data["mechanism_analysis.json"] = mechanism_analysis(study, store.plan, results, analysis)
     files = {name: encode_json(value) for name, value in data.items()}
     files["bench.md"] = bench_markdown(study, results, analysis).encode()
     for name, content in files.items():

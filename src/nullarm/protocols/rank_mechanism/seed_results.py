@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from nullarm.store.record import FinishedCell, Record
 from nullarm.store.study_store import StudyStore
 from nullarm.store.tables import ITEMS
 from nullarm.study.plan import Cell
+from nullarm.study.spec import Study
 
 Status = Literal["OK", "UNDERTRAINED", "INVALID", "INCOMPLETE"]
 
@@ -67,6 +69,7 @@ class SeedResults:
         runs: Every planned training by arm, in order of replicates.
         allocation: The rank maps of the seed's arms, as `allocate` hands them on.
         records: Every finished cell of the seed, in plan order.
+        finished_at: When the last of them was written (ISO 8601, UTC); it stays as it is when files are written again.
     """
 
     seed: int
@@ -75,6 +78,7 @@ class SeedResults:
     runs: Mapping[str, tuple[Run, ...]]
     allocation: Mapping[str, Any] | None
     records: tuple[tuple[Cell, Record], ...]
+    finished_at: str | None = None
 
     def mean(self, arm: str, measurement: str) -> float | None:
         """Mean over the arm's replicates of their means over items; None unless every replicate is measured."""
@@ -91,14 +95,14 @@ class SeedResults:
         return next(iter(self.runs.get(PROBE, ())), None)
 
 
-def read_results(store: StudyStore) -> tuple[SeedResults, ...]:
+def read_results(study: Study, store: StudyStore) -> tuple[SeedResults, ...]:
     """What the store holds of each seed of the study.
 
     Raises:
         IntegrityError: An artefact is not what its hash says.
     """
     cells = [(cell, store.finished(cell.id)) for cell in store.plan]
-    return tuple(_seed(seed, [pair for pair in cells if pair[0].seed == seed]) for seed in store.lock.study.seeds)
+    return tuple(_seed(seed, [pair for pair in cells if pair[0].seed == seed]) for seed in study.seeds)
 
 
 def legacy_name(arm: str) -> str:
@@ -117,7 +121,9 @@ def _seed(seed: int, cells: list[tuple[Cell, FinishedCell | None]]) -> SeedResul
             runs[cell.arm] = (*runs.get(cell.arm, ()), Run(cell, finished, planned))
     records = tuple((cell, finished.record) for cell, finished in cells if finished)
     status, reason = _status(cells, records)
-    return SeedResults(seed, status, reason, runs, allocation, records)
+    times = [finished.paths.record.stat().st_mtime for _, finished in cells if finished]
+    finished_at = datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None
+    return SeedResults(seed, status, reason, runs, allocation, records, finished_at)
 
 
 def _status(

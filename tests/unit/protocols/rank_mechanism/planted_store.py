@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +86,11 @@ def planted_store(
     root: Path, study: Study, accuracy: Accuracy, *, finished: Wanted = lambda cell: True, undertrained: bool = False
 ) -> StudyStore:
     """A study directory whose `finished` cells are there. With `undertrained`, every probe has failed its gate."""
+    with mock.patch("os.fsync"):  # hundreds of small files that need not outlive a power cut
+        return _planted(root, study, accuracy, finished, undertrained)
+
+
+def _planted(root: Path, study: Study, accuracy: Accuracy, finished: Wanted, undertrained: bool) -> StudyStore:
     store = StudyStore.create(root, study, RankMechanism().plan(study))
     store.declare_analysis()
     allocations: dict[int, Any] = {}
