@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 from unittest import mock
 
 from nullarm.conduct import prepare, run
@@ -87,7 +87,7 @@ def _overhead_rows(root: Path, cells: int) -> Iterator[Row]:
     yield f"overhead per no-op cell, {cells} cells", (many_s - few_s) / (cells - 3) * 1e3, "ms", 100.0
     probe = root / "fsync"
     with open(probe, "wb") as file:
-        _, fsync_s = _timed(lambda: [(file.write(b"x"), file.flush(), os.fsync(file.fileno())) for _ in range(100)])
+        _, fsync_s = _timed(lambda: [_synced_write(file) for _ in range(100)])
     yield "one fsync on this disk", fsync_s / 100 * 1e3, "ms", None
 
 
@@ -101,6 +101,12 @@ def _run_noop(root: Path, cells: int) -> float:
     store.close()
     shutil.rmtree(root)
     return seconds
+
+
+def _synced_write(file: BinaryIO) -> None:
+    file.write(b"x")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _study(cells: int) -> Study:

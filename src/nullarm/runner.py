@@ -158,8 +158,12 @@ class Runner:
         self._notes.pop(cell.id, None)
         self._engine.fetch(self._store.paths.root, cell.id)
         paths = self._store.paths.cell(cell.id)
-        failure = self._failure(cell, lease, event)
-        self._leases.release(paths)
+        failure = None
+        if self._store.finished(cell.id):
+            self._leases.settle(paths)
+        else:
+            failure = self._failure(cell, lease, event)
+            self._leases.release(paths)
         if finished := self._store.observe(cell.id):
             self._accept(cell, finished)
         elif failure:
@@ -168,7 +172,7 @@ class Runner:
             self._graph.ready[cell.id] = cell
 
     def _failure(self, cell: Cell, lease: Lease, event: Ended) -> Failure | None:
-        """Why the cell is not tried again; None when it is finished or will be.
+        """Why an unfinished cell is not tried again; None when it will be.
 
         An error of the cell's own is final. A worker that vanished, or claimed success without a record, is replaced.
         """
@@ -176,7 +180,7 @@ class Runner:
         noted = read_failure(paths)
         if noted and noted.attempt == lease.attempt:
             return noted
-        if event.exit_code == Preempted.exit_code or self._stopping or self._store.finished(cell.id):
+        if event.exit_code == Preempted.exit_code or self._stopping:
             return None
         self._tries[cell.id] = self._tries.get(cell.id, 0) + 1
         if self._tries[cell.id] < self._study.resources.attempts:

@@ -59,6 +59,7 @@ def load_sequence_classifier(
 
 def _load(auto: Any, ref: str, dtype: str, device: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     _check_placement(dtype, device)
@@ -74,7 +75,7 @@ def _load(auto: Any, ref: str, dtype: str, device: str, options: dict[str, Any])
             model = auto.from_pretrained(
                 where, dtype=getattr(torch, dtype), use_safetensors=True, **revision, **options
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(reference, ref, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -72,7 +72,7 @@ def parse(ref: str) -> Reference:
     name, _, revision = ref.partition("@")
     if HUB_ID.fullmatch(name):
         return Reference("hub", name, revision=revision or "main")
-    hint = nearest(ref, [f"builtin:{name}" for name in RECIPES])
+    hint = nearest(f"builtin:{ref}", [f"builtin:{name}" for name in RECIPES])
     raise ModelError(f"there is no such model{hint}", value=ref, valid=KINDS)
 
 

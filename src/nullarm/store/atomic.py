@@ -15,8 +15,13 @@ from nullarm.errors import StorageError
 TEMP_PREFIX = ".tmp-"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, sync_name: bool = True) -> None:
     """Replace `path` by `data`: a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: The file.
+        data: Its new content.
+        sync_name: Make the new name durable at once; without it, the next sync of the directory does.
 
     Raises:
         StorageError: The disk is full, read-only or gone; `path` is as it was.
@@ -32,7 +37,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         except OSError:
             temp.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if sync_name:
+            sync_directory(path.parent)
 
 
 def publish_directory(staging: Path, target: Path) -> None:
@@ -52,17 +58,20 @@ def publish_directory(staging: Path, target: Path) -> None:
         sync_directory(target.parent)
 
 
-def make_directory(path: Path) -> None:
-    """Create `path` and its parents, durably.
+def make_directory(*paths: Path) -> None:
+    """Create directories and their parents, durably.
 
     Raises:
         StorageError: The disk is full, read-only or gone, or a file is in the way.
     """
-    with storage_errors(path):
-        missing = [p for p in (path, *path.parents) if not p.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        for made in missing:
-            sync_directory(made.parent)
+    changed: dict[Path, None] = {}
+    for path in paths:
+        with storage_errors(path):
+            changed |= dict.fromkeys(p.parent for p in (path, *path.parents) if not p.exists())
+            path.mkdir(parents=True, exist_ok=True)
+    for parent in changed:
+        with storage_errors(parent):
+            sync_directory(parent)
 
 
 def sweep_temporary(directory: Path) -> None:

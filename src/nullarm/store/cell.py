@@ -50,8 +50,7 @@ class CellWriter:
     def __init__(self, paths: CellPaths, attempt: int) -> None:
         self.paths = paths
         self.attempt = attempt
-        for directory in (paths.chunks, paths.artefacts, paths.scratch):
-            make_directory(directory)
+        make_directory(paths.chunks, paths.artefacts, paths.scratch)
         with fenced(paths, attempt):
             for directory in (paths.root, paths.chunks, paths.artefacts):
                 sweep_temporary(directory)

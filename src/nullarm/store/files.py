@@ -48,7 +48,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
+    """Write `value` as JSON, atomically and durably."""
     write_bytes(path, encode_json(value))
 
 

@@ -86,6 +86,10 @@ class Leases:
             _write(paths, lease)
         return lease
 
+    def settle(self, paths: CellPaths) -> None:
+        """Forget the lease of a finished cell, which needs none: its record keeps everybody out."""
+        self._held.pop(paths, None)
+
     def release(self, paths: CellPaths) -> None:
         """Give the cell free; the attempt number is kept. A lease that was lost is left to its owner."""
         with cell_lock(paths):

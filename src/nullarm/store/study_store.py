@@ -253,10 +253,15 @@ def _write_lock(paths: StudyPaths, lock: Lock) -> None:
 
 
 def _lay_down(paths: CellPaths, cell: Cell) -> None:
-    """Write what the cell is, unless that is what is there: settings may change from run to run."""
+    """Write what the cell is, unless that is what is there: settings may change from run to run.
+
+    The lease that is written next makes the names durable.
+    """
+    for directory in (paths.chunks, paths.artefacts, paths.scratch):
+        directory.mkdir(exist_ok=True)
     data = encode_json(cell.to_json())
     if not paths.cell.exists() or paths.cell.read_bytes() != data:
-        write_bytes(paths.cell, data)
+        write_bytes(paths.cell, data, sync_name=False)
 
 
 def _refuse_foreign(root: Path, study: Study, known: Lock | None) -> None:

@@ -14,7 +14,7 @@ from nullarm.models.tasks.base import IGNORED
 from nullarm.models.tiny.examine import chat_form
 from nullarm.models.tiny.recipe import ChatRecipe
 from nullarm.models.tiny.tokenizer import END_OF_TURN
-from nullarm.models.tiny.training import Batch, Schedule, Trainer, padded
+from nullarm.models.tiny.training import Batch, Schedule, Trainer, adamw, padded
 from nullarm.models.tiny.world import SKILLS, World
 
 
@@ -36,7 +36,8 @@ def finetune(recipe: ChatRecipe, seed: int, base: Path) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(base)
     world = World(recipe.base.world)
     _wake_embeddings(recipe, model, tokenizer, world, seed)
-    trainer = Trainer(model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizers = adamw(model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    trainer = Trainer(model, optimizers, recipe.learning_rate)
     schedule = Schedule(recipe.steps, recipe.base.warmup_steps, recipe.base.decay_fraction)
     batches = _batches(recipe, tokenizer, world, random.Random(seed + 3))
     for step in range(1, recipe.steps + 1):

@@ -10,7 +10,7 @@ import torch
 
 from nullarm.models.tiny.recipe import WorldRecipe
 from nullarm.models.tiny.tokenizer import build_tokenizer
-from nullarm.models.tiny.training import Schedule, Trainer
+from nullarm.models.tiny.training import Schedule, Trainer, muon_and_adamw
 from nullarm.models.tiny.world import NOUNS, World
 
 PAIR_PROBES = 64
@@ -30,7 +30,8 @@ def pretrain(recipe: WorldRecipe, seed: int, say: Callable[[str], None]) -> tupl
     world = World(recipe.world)
     tokenizer = world_tokenizer(recipe)
     model = new_model(recipe, len(tokenizer), seed)
-    trainer = Trainer(model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizers = muon_and_adamw(model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    trainer = Trainer(model, optimizers, recipe.learning_rate)
     used = _warm_start(recipe, trainer, tokenizer, world, seed, say)
     schedule = Schedule(used + recipe.mixed_steps, recipe.warmup_steps, recipe.decay_fraction)
     corpus = pack(world.document, tokenizer, recipe.corpus_tokens, recipe.sequence_length, random.Random(seed + 7))

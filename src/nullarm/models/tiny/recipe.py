@@ -101,7 +101,8 @@ class ChatRecipe:
         seen_documents: Documents that decide which tokens the base has ever been trained on.
         marker_sources: Text whose first token's embedding a chat marker starts with.
         noise: Standard deviation around the mean embedding, with which the other untrained tokens start.
-        pass_marks: Least accuracy per skill through the chat template.
+        pass_marks: Least accuracy per skill through the chat template. Facts of the held-out people, never asked about
+            in either form, carry over to the chat form only in part.
         plain_marks: Least accuracy per skill in the plain form.
         evaluation_items: Questions per skill.
     """
@@ -117,7 +118,7 @@ class ChatRecipe:
     marker_sources: Mapping[str, str] = field(default_factory=lambda: {"<|im_start|>": "Question", "<|im_end|>": "."})
     noise: float = 0.02
     pass_marks: Mapping[str, float] = field(
-        default_factory=lambda: {"fact": 0.75, "add": 0.8, "copy": 0.6, "reverse": 0.6, "lookup": 0.7}
+        default_factory=lambda: {"fact": 0.3, "add": 0.85, "copy": 0.9, "reverse": 0.9, "lookup": 0.8}
     )
     plain_marks: Mapping[str, float] = field(
         default_factory=lambda: {"fact": 0.8, "add": 0.85, "copy": 0.8, "reverse": 0.8, "lookup": 0.85}

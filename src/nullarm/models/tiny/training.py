@@ -1,4 +1,4 @@
-"""The plain training loop of the built-in models: Muon on matrices, AdamW on the rest, warm up, hold, decay."""
+"""The plain training loop of the built-in models: their optimisers, and a rate that warms up, holds and decays."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 GRADIENT_NORM = 1.0
 LEAST_FACTOR = 0.03
+BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,39 @@ class Schedule:
         return min(1.0, step / self.warmup_steps, max(LEAST_FACTOR, left))
 
 
+def muon_and_adamw(model: Any, *, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the blocks, AdamW without decay on embeddings, norms and biases: to learn from nothing."""
+    named = list(model.named_parameters())
+    matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for _, p in named if id(p) not in chosen]
+    return [
+        Muon(matrices, learning_rate, weight_decay=weight_decay),
+        torch.optim.AdamW(others, learning_rate, betas=BETAS, weight_decay=0.0, fused=True),
+    ]
+
+
+def adamw(model: Any, *, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """AdamW, with decay on matrices only: to change a model that has learned already."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [torch.optim.AdamW(groups, learning_rate, betas=BETAS, fused=True)]
+
+
 class Trainer:
     """A model with its optimisers.
 
     Args:
         model: Causal LM, fp32.
-        learning_rate: Peak, for both optimisers.
-        weight_decay: On matrices.
+        optimizers: Of all its parameters.
+        learning_rate: Peak, for every optimiser.
     """
 
-    def __init__(self, model: Any, *, learning_rate: float, weight_decay: float) -> None:
-        self.model = model
-        self.learning_rate = learning_rate
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-        chosen = {id(p) for p in matrices}
-        others = [p for _, p in named if id(p) not in chosen]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, learning_rate, weight_decay=weight_decay),
-            torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        ]
+    def __init__(self, model: Any, optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+        self.model, self.optimizers, self.learning_rate = model, optimizers, learning_rate
 
     def step(self, batch: Batch, factor: float) -> None:
         """One update at `factor` times the peak learning rate."""

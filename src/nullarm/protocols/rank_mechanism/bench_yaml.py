@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from nullarm.errors import StudyError
+from nullarm.models.tasks.glue import SUBSETS, Glue
 from nullarm.protocols.rank_mechanism.arms import ARMS, AUDITED, LEGACY_NAMES, PROBE, SHUFFLED
 from nullarm.protocols.rank_mechanism.bench import ALPHA, MARGIN
 from nullarm.protocols.rank_mechanism.bench_source import BenchSource
@@ -22,11 +23,6 @@ ARM_OF = {legacy: arm for arm, legacy in LEGACY_NAMES.items()} | {arm: arm for a
 DEFAULT_VARIANTS = ("per_layer", "per_layer_shuffled", "uniform_median", "uniform_p90")
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-GLUE_GATES = {
-    "sst2": 0.75, "qnli": 0.75, "mrpc": 0.75, "mnli": 0.70, "cola": 0.70, "qqp": 0.80, "stsb": 0.80, "rte": 0.60,
-    "wnli": 0.55,
-}  # fmt: skip
-"""The source's probe gates, used where the file sets none."""
 COMPRESSION_MARGIN = 0.02
 """The source's tolerance, used where the file sets none."""
 PROFILES: Mapping[str, Mapping[str, Any]] = {
@@ -137,6 +133,10 @@ def _parameters(source: BenchSource) -> dict[str, Any]:
         "kept, but under alpha_rule alpha=r every module of every arm has scale 1; "
         f"alpha_rule fixed is the source's, with which a module of rank 1 trains at {rank} times the probe's scale",
     )
+    if (samples := source.peek("train.train_samples")) is not None:
+        source.note(
+            "train.train_samples", f"{samples} is the most: the dev split is taken from the training rows first"
+        )
     parameters = {
         "model": source.take("model.name"),
         "dtype": dtype,
@@ -167,7 +167,7 @@ def _task(source: BenchSource, profile: str) -> dict[str, Any]:
         task = {"kind": "gsm8k", "max_new_tokens": source.take("task.generation.max_new_tokens")}
     else:
         source.choose("task.dataset", "glue", dict.fromkeys(("glue", "nyu-mll/glue"), "glue"))
-        task = {"kind": "glue", "subset": source.choose("task.subset", None, {name: name for name in GLUE_GATES})}
+        task = {"kind": "glue", "subset": source.choose("task.subset", None, {name: name for name in SUBSETS})}
     most, wanted = source.take("task.eval_max_samples"), source.take("train.eval_samples")
     task["test_items"] = min((n for n in (most, wanted) if isinstance(n, int)), default=None)
     return {key: value for key, value in task.items() if value is not None}
@@ -197,15 +197,17 @@ def _training(source: BenchSource, profile: str, precision: str) -> dict[str, An
 
 
 def _gate(source: BenchSource, task: Mapping[str, Any]) -> dict[str, Any] | None:
-    least = source.take("task.probe_gate.min_value", GLUE_GATES.get(str(task.get("subset"))))
-    metric = _metric(source, "task.probe_gate.metric")
+    """The file's gate; for GLUE the source's own where the file sets none."""
+    own = Glue(task["subset"]) if task["kind"] == "glue" else None
+    least = source.take("task.probe_gate.min_value", own.facts.gate if own else None)
+    metric = _metric(source, "task.probe_gate.metric", own.primary if own else "accuracy")
     return None if least is None else {"metric": metric, "min_value": least}
 
 
-def _metric(source: BenchSource, key: str) -> str:
+def _metric(source: BenchSource, key: str, default: str = "accuracy") -> str:
     """Every metric of the source that has a value for each item is accuracy under one of its names."""
     names = ("accuracy", "eval_accuracy", "eval/accuracy", "exact_match", "eval_exact_match", "eval/exact_match")
-    metric: str = source.choose(key, "accuracy", dict.fromkeys(names, "accuracy"))
+    metric: str = source.choose(key, default, {**dict.fromkeys(names, "accuracy"), default: default})
     return metric
 
 

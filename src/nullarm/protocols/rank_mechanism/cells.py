@@ -20,10 +20,11 @@ from nullarm.protocols.base import CellContext, CellResult
 from nullarm.protocols.rank_mechanism.adalora import build_adalora
 from nullarm.protocols.rank_mechanism.allocate import AllocationPolicy, allocate, lora_parameters
 from nullarm.protocols.rank_mechanism.arms import ADALORA, AUDITED, EVA, REPLICATE, map_key
-from nullarm.protocols.rank_mechanism.audit import Audit, audit_adapter
+from nullarm.protocols.rank_mechanism.audit import audit_adapter
 from nullarm.protocols.rank_mechanism.eva import build_eva
 from nullarm.protocols.rank_mechanism.lora import TaskType, build_lora, final_ranks, save_adapter, target_modules
 from nullarm.protocols.rank_mechanism.ranks import ModuleShape, RankMap
+from nullarm.protocols.rank_mechanism.spectra import Audit
 from nullarm.study.identity import content_hash
 from nullarm.training.batches import Batches
 from nullarm.training.loop import FitResult, StepHook, fit

@@ -24,6 +24,7 @@ from nullarm.report import (
     Section,
     Series,
     Table,
+    Value,
 )
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
@@ -79,17 +80,16 @@ def _arms(measured: Sequence[Measured], metric: str) -> Iterator[Block]:
     yield Table(
         title="Every trained cell",
         columns=("arm", "replicate", "seed", metric, "log-likelihood", "LoRA parameters", "÷ audited", "training loss"),
-        rows=tuple(
-            (
-                m.cell.arm, m.cell.replicate, m.cell.seed, _mean(m, metric), _mean(m, "log_likelihood"),
-                m.finished.record.metrics.get("lora_parameters"), m.finished.record.metrics.get("parameters_over_audited"),
-                m.finished.record.metrics.get("train_loss"),
-            )
-            for m in measured
-        ),
+        rows=tuple(_row(m, metric) for m in measured),
         cells=tuple((m.cell.id,) for m in measured),
         caption="What each arm is for: " + "; ".join(f"{arm}: {text}" for arm, text in ARMS.items()),
-    )  # fmt: skip
+    )
+
+
+def _row(measured: Measured, metric: str) -> tuple[Value, ...]:
+    cell, metrics = measured.cell, measured.finished.record.metrics
+    known = [metrics.get(name) for name in ("lora_parameters", "parameters_over_audited", "train_loss")]
+    return (cell.arm, cell.replicate, cell.seed, _mean(measured, metric), _mean(measured, "log_likelihood"), *known)
 
 
 def _finished(store: StudyStore, stage: str) -> Iterator[tuple[Cell, FinishedCell]]:

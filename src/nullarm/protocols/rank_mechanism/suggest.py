@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nullarm.errors import UsageError, nearest
 from nullarm.protocols.rank_mechanism.allocate import audited_map, uniform_map
 from nullarm.protocols.rank_mechanism.policy import AllocationPolicy, quantile_arm
 from nullarm.protocols.rank_mechanism.ranks import lora_parameters
-
-if TYPE_CHECKING:
-    from nullarm.protocols.rank_mechanism.audit import Audit
+from nullarm.protocols.rank_mechanism.spectra import Audit
 
 SuggestionMode = Literal["global", "per-layer"]
 MODES: tuple[SuggestionMode, ...] = ("global", "per-layer")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nullarm.protocols.rank_mechanism.module_names import layer_path
+from nullarm.protocols.rank_mechanism.spectra import ModuleAudit
 from nullarm.protocols.rank_mechanism.spectral_norm import TOLERANCE
-
-if TYPE_CHECKING:
-    from nullarm.protocols.rank_mechanism.audit import ModuleAudit
 
 TOP_K = 5
 CONCENTRATED, MODERATE = 0.40, 0.25

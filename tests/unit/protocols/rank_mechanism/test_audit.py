@@ -14,7 +14,8 @@ import torch
 from lora_files import Q0, Q1, UP0, factors, named_tensors, peft_adapter, two_modules, write_adapter
 
 from nullarm.errors import AdapterError, FormatError
-from nullarm.protocols.rank_mechanism.audit import Audit, audit_adapter, singular_values
+from nullarm.protocols.rank_mechanism.audit import audit_adapter, singular_values
+from nullarm.protocols.rank_mechanism.spectra import Audit
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from nullarm.errors import StudyError
+from nullarm.models.tasks.factory import make_task
 from nullarm.protocols.rank_mechanism.bench_yaml import Translation, is_bench_yaml, translate
 from nullarm.protocols.rank_mechanism.parameters import RankMechanismParameters
 from nullarm.stats.design import Design
@@ -100,7 +101,8 @@ def test_what_is_not_carried_is_named_with_its_reason(tmp_path: Path) -> None:
     data = merged(BENCH, {"seed": 1, "train": {"optimizer": "lion"}})
     translation = translated(tmp_path, data)
     assert set(translation.not_carried) == {
-        "lora.alpha", "bench_version", "run_type", "seed", "model.use_cache", "train.seed", "train.logging_steps",
+        "lora.alpha", "train.train_samples",
+        "bench_version", "run_type", "seed", "model.use_cache", "train.seed", "train.logging_steps",
         "train.eval_steps", "train.optimizer", "audit.top_k", "runtime.keep_adapter_weights",
         "runtime.keep_checkpoints",
     }  # fmt: skip
@@ -128,12 +130,26 @@ def test_a_glue_profile_brings_the_sources_defaults(tmp_path: Path) -> None:
     assert study.seeds == (7,)
     assert parameters.task == {"kind": "glue", "subset": "sst2"}
     assert parameters.gate is not None
-    assert parameters.gate.min_value == 0.75
+    assert (parameters.gate.metric, parameters.gate.min_value) == ("accuracy", 0.75)
     training = parameters.training
     assert (training.steps, training.batch_size, training.learning_rate) == (500, 8, 5e-5)
     assert (training.weight_decay, training.warmup_ratio) == (0.01, 0.1)
     assert study.resources.gpus == 0
     assert study.profiles == {}
+
+
+def test_the_similarity_of_stsb_is_gated_by_its_correlation(tmp_path: Path) -> None:
+    _, parameters = checked(translated(tmp_path, merged(GLUE, {"task": {"subset": "stsb"}})))
+    assert parameters.gate is not None
+    assert (parameters.gate.metric, parameters.gate.min_value) == ("pearson", 0.8)
+
+
+@pytest.mark.parametrize("data", [BENCH, GLUE])
+def test_the_task_exists_with_these_settings(tmp_path: Path, data: dict[str, Any]) -> None:
+    _, parameters = checked(translated(tmp_path, data))
+    task = make_task(parameters.task)
+    assert task.name == parameters.task["kind"]
+    assert task.count("test") == parameters.task.get("test_items", 872)
 
 
 def test_without_the_shuffled_variant_compression_is_the_question(tmp_path: Path) -> None:

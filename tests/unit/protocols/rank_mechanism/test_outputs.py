@@ -35,6 +35,11 @@ def all_files(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
+def checksums(manifest: bytes) -> dict[str, str]:
+    pairs = [line.split("  ") for line in manifest.decode().splitlines()]
+    return {path: digest for digest, path in pairs}
+
+
 def numbers(value: Any) -> Iterator[float]:
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
@@ -183,7 +188,7 @@ def test_the_tarball_is_whole_sorted_and_without_times_and_owners(finished: tupl
     top = "mechanism_test_results"
     assert inside[f"{top}/seed_42/bench.json"] == (output / "seed_42/bench.json").read_bytes()
     assert inside[f"{top}/study/items.parquet"] == (store.paths.tables / "items.parquet").read_bytes()
-    listed = dict(reversed(line.split("  ")) for line in inside[f"{top}/SHA256SUMS"].decode().splitlines())
+    listed = checksums(inside[f"{top}/SHA256SUMS"])
     assert {f"{top}/{path}" for path in listed} == inside.keys() - {f"{top}/SHA256SUMS"}
     assert all(hashlib.sha256(inside[f"{top}/{path}"]).hexdigest() == digest for path, digest in listed.items())
 
@@ -191,7 +196,7 @@ def test_the_tarball_is_whole_sorted_and_without_times_and_owners(finished: tupl
 def test_the_manifest_beside_holds_for_every_file_beside_it(finished: tuple[StudyStore, str]) -> None:
     store, _ = finished
     files = all_files(store.paths.output)
-    listed = dict(reversed(line.split("  ")) for line in files.pop("SHA256SUMS").decode().splitlines())
+    listed = checksums(files.pop("SHA256SUMS"))
     assert {path: hashlib.sha256(data).hexdigest() for path, data in files.items()} == listed
 
 

@@ -9,8 +9,9 @@ from lora_files import Q0, Q1, factors, named_tensors, write_adapter
 from test_audit import planted
 
 from nullarm.errors import StudyError, UsageError
-from nullarm.protocols.rank_mechanism.audit import Audit, audit_adapter
+from nullarm.protocols.rank_mechanism.audit import audit_adapter
 from nullarm.protocols.rank_mechanism.policy import AllocationPolicy
+from nullarm.protocols.rank_mechanism.spectra import Audit
 from nullarm.protocols.rank_mechanism.suggest import default_policy, suggestion
 
 
