@@ -87,7 +87,7 @@ def _overhead_rows(root: Path, cells: int) -> Iterator[Row]:
     yield f"overhead per no-op cell, {cells} cells", (many_s - few_s) / (cells - 3) * 1e3, "ms", 100.0
     probe = root / "fsync"
     with open(probe, "wb") as file:
-        _, fsync_s = _timed(lambda: [_synced_write(file) for _ in range(100)])
+        _, fsync_s = _timed(lambda: _synced_writes(file, 100))
     yield "one fsync on this disk", fsync_s / 100 * 1e3, "ms", None
 
 
@@ -103,10 +103,11 @@ def _run_noop(root: Path, cells: int) -> float:
     return seconds
 
 
-def _synced_write(file: BinaryIO) -> None:
-    file.write(b"x")
-    file.flush()
-    os.fsync(file.fileno())
+def _synced_writes(file: BinaryIO, count: int) -> None:
+    for _ in range(count):
+        file.write(b"x")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _study(cells: int) -> Study:

@@ -1,4 +1,4 @@
-"""What holds for every test: offline, one thread, and with `NULLARM_REQUIRE_ALL=1` no skip but those that need a GPU."""
+"""What holds for every test: offline, one thread, and with `NULLARM_REQUIRE_ALL=1` no skip but for want of a GPU."""
 
 from __future__ import annotations
 

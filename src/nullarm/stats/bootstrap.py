@@ -10,6 +10,7 @@ Two known faults of the plain version are mended, because both would make the in
   stretched by √(n/(n − 1)) · t(n − 1)/z, n its seeds or its items (clusters): the width of a t interval, with the shape
   left to the bootstrap.
 
+Over three seeds that differ much more than their residual, the 27 possible draws remain coarse: 90 % covers 87 %.
 With one seed it is the ordinary one-way bootstrap of items (or of clusters of items), neither shrunk nor stretched.
 """
 

@@ -8,9 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from nullarm.errors import IntegrityError, LeaseLost
 from nullarm.store.atomic import (
@@ -34,6 +32,9 @@ from nullarm.store.files import (
 from nullarm.store.lease import fenced
 from nullarm.store.paths import CellPaths
 from nullarm.store.record import Artefact, FinishedCell, Outcome, Record, read_record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HASH_LENGTH = 16
 """Hex digits of a content hash that go into a file name; the record keeps the whole."""

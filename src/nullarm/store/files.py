@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from nullarm.errors import IntegrityError
 from nullarm.store.atomic import write_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BLOCK_BYTES = 1 << 20
 
@@ -68,6 +68,9 @@ def read_json(path: Path) -> Any:
 
 def encode_table(table: pa.Table) -> bytes:
     """Parquet bytes of `table`; equal tables give equal bytes."""
+    import pyarrow as pa  # here, so that commands which read no table start without it
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", store_schema=True)
     return bytes(sink.getvalue().to_pybytes())
@@ -75,4 +78,7 @@ def encode_table(table: pa.Table) -> bytes:
 
 def decode_table(data: bytes) -> pa.Table:
     """Table from Parquet bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     return pq.read_table(pa.BufferReader(data))

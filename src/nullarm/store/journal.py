@@ -110,6 +110,11 @@ class Journal:
                 [(c.state, c.attempt, c.outcome, c.seconds, c.message, now, c.id) for c in changes],
             )
 
+    def is_empty(self) -> bool:
+        """Whether it knows no cell: a new index, or one that had to start anew."""
+        with self._storage_errors():
+            return self._db.execute("SELECT 1 FROM cells LIMIT 1").fetchone() is None
+
     def entries(self) -> list[Entry]:
         """All cells in plan order."""
         query = "SELECT id, state, attempt, outcome, seconds, message, label, updated FROM cells ORDER BY position"

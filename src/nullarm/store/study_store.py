@@ -84,10 +84,10 @@ class StudyStore:
         """
         read_lock(root)
         store = cls(root)
-        if store.journal.entries():
-            store.reconcile()
-        else:
+        if store.journal.is_empty():
             store.rebuild()
+        else:
+            store.reconcile()
         return store
 
     @property
@@ -179,7 +179,7 @@ class StudyStore:
             self.journal.spend(0.0, seconds, self.lock.study.budget.price_per_hour)
 
     def _stands(self, entry: Entry) -> bool:
-        return entry.state == "done" and self.paths.cell(entry.id).record.exists()
+        return entry.state == "done" and self.paths.has_record(entry.id)
 
     def _look(self, cell_id: str) -> Change:
         if done := self.finished(cell_id):

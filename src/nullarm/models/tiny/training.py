@@ -36,7 +36,7 @@ class Schedule:
 
 
 def muon_and_adamw(model: Any, *, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the blocks, AdamW without decay on embeddings, norms and biases: to learn from nothing."""
+    """Muon on the matrices of the blocks, AdamW without decay on embeddings, norms, biases: to learn from nothing."""
     named = list(model.named_parameters())
     matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     chosen = {id(p) for p in matrices}

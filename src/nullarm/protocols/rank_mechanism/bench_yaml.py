@@ -82,7 +82,7 @@ def translate(path: Path) -> Translation:
         "factors": {"ranks": {arm: _arm(arm) for arm in arms}},
         "parameters": parameters,
         "analysis": _analysis(source, arms),
-        "resources": {"gpus": 1 if str(source.take("runtime.device", "cuda")).startswith("cuda") else 0},
+        "resources": _resources(source),
     }
     if SHUFFLED in arms:
         study["factors"]["ranks"][SHUFFLED]["replicates"] = _shuffles(len(seeds), len(study["analysis"]["contrasts"]))
@@ -228,6 +228,12 @@ def _shuffles(seeds: int, family: int) -> int:
     """The fewest shuffles per seed with which the randomisation test can reach α under Holm; 1 where none can."""
     designs = (Design(seeds, controls, ALPHA, family=family) for controls in range(1, 1_000))
     return next((design.controls for design in designs if design.fault() is None), 1)
+
+
+def _resources(source: BenchSource) -> dict[str, Any]:
+    """One GPU for `cuda`; time and cost are estimated for the source's kind, wherever the plan is made."""
+    on_gpu = str(source.take("runtime.device", "cuda")).startswith("cuda")
+    return {"gpus": 1, "device": "rtx4090"} if on_gpu else {"gpus": 0}
 
 
 def _smoke(source: BenchSource, seeds: list[int]) -> dict[str, Any]:

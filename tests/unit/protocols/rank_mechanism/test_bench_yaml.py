@@ -87,7 +87,7 @@ def test_the_mechanism_test_becomes_a_study(tmp_path: Path) -> None:
     mechanism, compression = study.analysis.contrasts
     assert (mechanism.treatment, mechanism.control, mechanism.primary) == ("audited", "shuffled", True)
     assert (compression.kind, compression.margin) == ("non_inferiority", 0.03)
-    assert study.resources.gpus == 1
+    assert (study.resources.gpus, study.resources.device) == (1, "rtx4090")
 
 
 def test_there_are_as_many_shuffles_as_alpha_needs(tmp_path: Path) -> None:
