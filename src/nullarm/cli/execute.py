@@ -78,6 +78,8 @@ def raise_for(store: StudyStore, result: RunResult | None, conclusion: Conclusio
             raise Undertrained(
                 f"{cell.label}: {finished.record.reason}", next_command="train longer, or lower the gate, and run again"
             )
+    if store.lock.study.smoke:
+        return  # a rehearsal has no verdict to fail
     primary = conclusion.analysis.primary.judgement
     if primary.verdict == "INVALID":
         raise InvalidResult(f"the primary contrast {primary.name!r} has no valid answer: {primary.reason}")

@@ -18,5 +18,18 @@ def init(path: Path, source: str) -> None:
 
     if path.exists():
         raise UsageError(f"{path} exists already", next_command="name another file: nullarm init OTHER.yaml")
-    write_bytes(path, study_path(source).read_bytes())
+    write_bytes(path, _study_text(study_path(source)))
     click.echo(f"wrote {path}; next: nullarm plan {path}")
+
+
+def _study_text(source: Path) -> bytes:
+    """The study file as it is, or the translation of a runbook's bench file; what that cannot carry is said."""
+    from nullarm.protocols.rank_mechanism.bench_yaml import is_bench_yaml, translate
+    from nullarm.study.strict_yaml import parse_file
+
+    if not is_bench_yaml(parse_file(source).data):
+        return source.read_bytes()
+    translation = translate(source)
+    for key, reason in translation.not_carried.items():
+        click.echo(f"not carried: {key}: {reason}", err=True)
+    return translation.text(source.name).encode()

@@ -53,12 +53,11 @@ def plan(
 
 
 def _facts(prepared: Any, at_once: int | None) -> dict[str, Any]:
-    from nullarm.engines.local import LocalEngine
     from nullarm.sites.devices import find_device
 
     study, plan_, design = prepared.study, prepared.plan, prepared.design
     device = find_device(study.resources.device)
-    slots = at_once or (1 if study.resources.device else LocalEngine(study.resources.cpus, study.resources.gpus).room())
+    slots = at_once or _shares(study.resources)
     wall_s = plan_.wall_seconds(slots)
     stages: dict[str, int] = {}
     for cell in plan_:
@@ -75,6 +74,16 @@ def _facts(prepared: Any, at_once: int | None) -> dict[str, Any]:
         "estimated_disk_bytes": plan_.disk_bytes,
         "estimated_cost": wall_s / 3600 * (study.budget.price_per_hour or device.price_per_hour),
     }  # fmt: skip
+
+
+def _shares(resources: Any) -> int:
+    """Cells that run at once here; one where another machine is planned for, or where this one has no GPU for a cell."""
+    from nullarm.engines.local import LocalEngine
+    from nullarm.sites.provenance import gpus
+
+    if resources.device or resources.gpus > len(gpus()):
+        return 1
+    return LocalEngine(resources.cpus, resources.gpus).room()
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

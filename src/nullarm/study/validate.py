@@ -17,7 +17,7 @@ _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _WORDS = (
     ("Value error, ", ""),
     ("Input should be", "must be"),
-    ("String should", "must"),
+    ("(String|Tuple|Dictionary) should", "must"),
     ("a valid tuple", "a list"),
     ("a valid dictionary", "a mapping"),
     (r"a dictionary or an instance of \w+", "a mapping"),

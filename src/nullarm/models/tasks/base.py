@@ -91,6 +91,11 @@ class Task(ABC):
         """Rough length of a training example, for estimates."""
 
     @property
+    def tokens_generated(self) -> int:
+        """Most tokens that an evaluated item takes to generate, for estimates; 0 where nothing is generated."""
+        return 0
+
+    @property
     def num_labels(self) -> int:
         """Classes of a sequence classifier (1: regression); 0 for a causal LM."""
         return 0

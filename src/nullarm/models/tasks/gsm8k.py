@@ -49,6 +49,11 @@ class Gsm8k(Task):
         """Mean length with Llama's and Mistral's tokenisers."""
         return 190
 
+    @property
+    def tokens_generated(self) -> int:
+        """One long answer holds up its whole batch."""
+        return self.max_new_tokens
+
     def content_id(self) -> str:
         """Settings and rows."""
         settings = {k: v for k, v in asdict(self).items() if k not in ("path", "revision")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,9 @@ from nullarm.models.reference import content_id
 from nullarm.models.tasks.base import Task
 from nullarm.models.tasks.factory import make_task
 from nullarm.protocols.rank_mechanism.arms import PROBE, SHUFFLED
+from nullarm.protocols.rank_mechanism.module_names import layer_path
 from nullarm.protocols.rank_mechanism.parameters import LEFT_OUT, RankMechanismParameters
-from nullarm.sites.devices import Device, find_device
+from nullarm.sites.devices import find_device
 from nullarm.study.identity import identifying
 from nullarm.study.plan import Cell, Estimate
 from nullarm.study.spec import Study
@@ -23,6 +24,8 @@ BYTES_PER_ITEM = 60
 ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = 34
 """Kept for the backward pass per token, layer and hidden unit in half precision (Korthikanti et al., 2205.05198, eq. 1,
 without the quadratic term of attention, which fused kernels do not keep)."""
+LOAD_BYTES_PER_S = 1e9
+"""Weights from disk to device."""
 STAGE_SECONDS = 1.0
 """Of a cell that trains nothing."""
 
@@ -56,7 +59,7 @@ class _Planner:
         shared = self._kept("dtype", "target_modules", "alpha", "alpha_rule", "dropout", "training", "train_items")
         gate = self.parameters.gate.model_dump(mode="json") if self.parameters.gate else None
         parameters = {**shared, "rank": self.parameters.probe_rank, "gate": gate}
-        return self._cell("probe", seed, parameters, arm=PROBE, inputs=self._inputs, estimate=self._training)
+        return self._cell("probe", seed, parameters, arm=PROBE, inputs=self._inputs, estimate=self._probing)
 
     def audit(self, seed: int, probe: Cell) -> Cell:
         inputs = {"model": self._inputs["model"]}
@@ -103,27 +106,46 @@ class _Planner:
         )
 
     @cached_property
+    def _probing(self) -> Estimate:
+        """As any training; its adapter is kept, and the checkpoints of one cell at a time have to fit beside it."""
+        transient = 3 * self.parameters.training.keep_checkpoints
+        return replace(self._training, disk_bytes=self._training.disk_bytes + (1 + transient) * self._adapter_bytes())
+
+    @cached_property
     def _training(self) -> Estimate:
-        """Training costs 2N forward and 2N backward a token (frozen weights get no gradient), evaluation 2N."""
+        """2N forward and 2N backward a trained token (frozen weights get no gradient), 2N an evaluated one.
+
+        Recomputed activations are 2N more; a task that generates takes a pass for every token of a batch.
+        """
         device = find_device(self.study.resources.device)
         training, size = self.parameters.training, self._parameter_count()
         steps = training.steps * training.gradient_accumulation
-        length = self.task.tokens_per_item
+        length, generated = self.task.tokens_per_item, self.task.tokens_generated
         items = self.task.count("test") + self.task.count("dev")
-        flops = 4 * size * steps * training.batch_size * length + 2 * size * items * length
-        batches = 2 * steps + items / self.parameters.evaluation_batch_size
+        trained = (6 if training.gradient_checkpointing else 4) * steps * training.batch_size * length
+        flops = size * (trained + 2 * items * (length + generated))
+        passes = 2 * steps + items / self.parameters.evaluation_batch_size * (1 + generated)
         return Estimate(
-            seconds=flops / device.flops_per_s + batches * device.step_overhead_s,
-            disk_bytes=self._adapter_bytes() + items * BYTES_PER_ITEM,
-            memory_bytes=self._memory(device, size, length),
+            seconds=self._weight_bytes(size) / LOAD_BYTES_PER_S
+            + flops / device.flops_per_s
+            + passes * device.step_overhead_s,
+            disk_bytes=items * BYTES_PER_ITEM,
+            memory_bytes=self._memory(size, length),
         )
 
-    def _memory(self, device: Device, size: int, length: int) -> int:
-        bytes_per_weight = 4 if self.parameters.dtype == "float32" else 2
-        tokens = self.parameters.training.batch_size * length
-        width = sum(i for i, _ in self._linear_shapes().values()) / 7
-        activations = ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH * tokens * width
-        return int(size * bytes_per_weight + activations + 4 * self._adapter_bytes())
+    def _memory(self, size: int, length: int) -> int:
+        """Weights, LoRA with gradient and two moments, and activations of a batch twice as long as the mean."""
+        shapes = self._linear_shapes()
+        layers = max(1, len({layer_path(name) for name in shapes}))
+        tokens = 2 * self.parameters.training.batch_size * length
+        width = sum(i for i, _ in shapes.values()) / 7
+        kept = 2 + ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH / layers  # the input of every layer, and one layer's all
+        if not self.parameters.training.gradient_checkpointing:
+            kept = ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH
+        return int(self._weight_bytes(size) + kept * tokens * width + 4 * self._adapter_bytes())
+
+    def _weight_bytes(self, size: int) -> int:
+        return size * (4 if self.parameters.dtype == "float32" else 2)
 
     def _adapter_bytes(self) -> int:
         shapes = self._linear_shapes()
