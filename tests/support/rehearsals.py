@@ -40,7 +40,10 @@ _DATA: dict[str, Any] = {
 
 
 def study_data(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The little rehearsal (2 seeds × (prepare, treated, sham), 2 chunks of 2 items) as plain data, with dotted changes."""
+    """The little rehearsal as plain data, with dotted changes.
+
+    It has 2 seeds × (prepare, treated, sham), and 2 chunks of 2 items.
+    """
     data = deepcopy(_DATA)
     for dotted, value in (changes or {}).items():
         data = set_dotted(data, dotted, value)

@@ -77,7 +77,7 @@ def _facts(prepared: Any, at_once: int | None) -> dict[str, Any]:
 
 
 def _shares(resources: Any) -> int:
-    """Cells that run at once here; one where another machine is planned for, or where this one has no GPU for a cell."""
+    """Cells at once on this machine; one when another is planned for, or when this one has too few GPUs."""
     from nullarm.engines.local import LocalEngine
     from nullarm.sites.provenance import gpus
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_what_can_surprise_is_refused_with_its_line(text: str, words: str) -> No
 def test_an_alias_bomb_is_refused_before_it_expands() -> None:
     levels = "abcdefghi"
     lines = [f"{levels[0]}: &{levels[0]} [{', '.join('x' * 10)}]"]
-    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip(levels, levels[1:], strict=False)]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairwise(levels)]
     with pytest.raises(StudyError, match=f"expands beyond {MAX_NODES} nodes"):
         parse("\n".join(lines), "bomb")
 

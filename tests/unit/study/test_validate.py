@@ -104,8 +104,8 @@ def test_good_parameters_are_taken() -> None:
     ("changes", "words"),
     [
         ({"seeds": [3, 1, 3]}, "seeds: seeds repeat: [3]; each seed must occur once; got [3, 1, 3]"),
-        ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
-        ({"seeds": [-1]}, "seeds.0: must be greater than or equal to 0; got -1"),
+        ({"seeds": []}, "seeds: must have at least 1 item"),
+        ({"seeds": [-1]}, "seeds.0: must be greater than or equal to 0"),
         ({"seeds": [2**32]}, "seeds.0: must be less than 4294967296"),
         ({"seeds": 3}, "seeds: must be a list; got 3"),
         ({"name": "../up"}, "name: must match pattern"),
@@ -118,7 +118,7 @@ def test_good_parameters_are_taken() -> None:
         ({"budget.max_cost": 0}, "budget.max_cost: must be greater than 0; got 0"),
         ({"question": ""}, "question: must have at least 1 character"),
         ({"profiles": {"quick": 3}}, "profiles.quick: must be a mapping; got 3"),
-        ({"analysis.contrasts": []}, "analysis.contrasts: Tuple should have at least 1 item"),
+        ({"analysis.contrasts": []}, "analysis.contrasts: must have at least 1 item"),
     ],
 )
 def test_a_wrong_value_is_named(changes: dict[str, Any], words: str) -> None:

@@ -73,15 +73,17 @@ def build(name: str, out: Path, say: Say = tell) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=".tmp-"))
     staging.chmod(0o755)
+    replaced = staging.with_name(f"{staging.name}-replaced")
     try:
         with one_thread():
             note = _train_and_examine(name, staging, say)
         (staging / BUILD_NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
         if out.exists():
-            shutil.rmtree(out)
+            os.rename(out, replaced)
         os.rename(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     return note
 
 
