@@ -12,7 +12,9 @@ from nullarm.cli import cli
 from nullarm.protocols.schema import study_schema
 
 REFERENCE = Path(__file__).parent / "reference"
-EXIT_CODES = "The meaning of each exit code is in the [README](../../README.md#exit-codes)."
+INTRODUCTION = """\
+Every command takes `--help`. Results go to standard output, progress and errors to standard error.
+The meaning of each exit code is in the [README](../../README.md#exit-codes)."""
 
 
 def cli_reference() -> str:
@@ -21,7 +23,7 @@ def cli_reference() -> str:
     parts = [
         "# Commands",
         "<!-- Written by `make docs` from the code; edit the help texts there. -->",
-        f"Every command takes `--help`. Results go to standard output, progress and errors to standard error.\n{EXIT_CODES}",
+        INTRODUCTION,
     ]
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)

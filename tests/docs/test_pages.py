@@ -1,4 +1,4 @@
-"""What the documentation says must hold: commands exist, code runs, links lead somewhere, tables agree with the code."""
+"""What the pages say must hold: commands exist, code runs, links lead somewhere, tables agree with the code."""
 
 from __future__ import annotations
 

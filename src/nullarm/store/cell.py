@@ -138,7 +138,8 @@ class CellWriter:
             with fenced(self.paths, self.attempt):
                 path.unlink(missing_ok=True)
         data = make()
-        print(f"chunk {key}", flush=True)  # into the cell's log, where it shows what an interruption has cost
+        with storage_errors(self.paths.log):  # where a worker's output goes; it shows what an interruption has cost
+            print(f"chunk {key}", flush=True)
         name = f"{key}-{sha256_bytes(data)[:HASH_LENGTH]}.{suffix}"
         with fenced(self.paths, self.attempt):
             write_bytes(self.paths.chunks / name, data)

@@ -88,7 +88,7 @@ def test_what_has_no_canonical_form_is_refused(value: Any, words: str) -> None:
 
 
 def test_the_id_of_a_known_cell_never_changes() -> None:
-    assert CELL.id == "8a2a1ee5d9b1a94b4ee6"
+    assert CELL.id == "c44974914356dee97f64"
 
 
 @pytest.mark.parametrize(
