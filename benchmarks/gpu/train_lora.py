@@ -11,6 +11,6 @@ from train_lora import main
 
 if __name__ == "__main__":
     main(
-        ["--model", "random:mistral-7b", "--dtype", "bfloat16", "--rank", "64", "--batch-size", "8", "--length", "256",
+        ["--model", "random:mistral-7b-v0.1", "--dtype", "bfloat16", "--rank", "64", "--batch-size", "8", "--length", "256",
          "--steps", "20", *sys.argv[1:]]
     )  # fmt: skip

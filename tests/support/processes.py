@@ -30,11 +30,12 @@ def eventually(look: Callable[[], ResultT | None], what: str) -> ResultT:
 
 
 def workers_of(root: object) -> list[psutil.Process]:
-    """Living nullarm workers of one study directory."""
+    """Living nullarm workers of the study directories under `root`."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         command = process.info["cmdline"] or []
-        if "nullarm.worker" in command and str(root) in command and process.info["status"] != psutil.STATUS_ZOMBIE:
+        mine = "nullarm.worker" in command and any(argument.startswith(str(root)) for argument in command)
+        if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 

@@ -14,7 +14,6 @@ from nullarm.store.cell import CellWriter
 from nullarm.store.lease import Leases
 from nullarm.store.record import Record
 from nullarm.store.study_store import StudyStore
-from nullarm.study.load import set_dotted
 from nullarm.study.plan import Cell
 from nullarm.study.spec import Study
 
@@ -46,7 +45,11 @@ def study_data(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     data = deepcopy(_DATA)
     for dotted, value in (changes or {}).items():
-        data = set_dotted(data, dotted, value)
+        *path, last = dotted.split(".")
+        holder = data
+        for key in path:
+            holder = holder.setdefault(key, {})
+        holder[last] = value
     return data
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nullarm.models.cache import cache_dir
+from nullarm.models.cache import cache_dir, writing_to
 from nullarm.models.hashing import settings_hash
 from nullarm.models.quiet import without_progress_bars
 from nullarm.models.reference import Reference
@@ -67,22 +67,31 @@ def tokenizer_for(shape: Shape) -> Any:
 
 
 def written(reference: Reference) -> Path:
-    """Directory of a tiny random model, written to the cache at first use."""
+    """Directory of a tiny random model, written to the cache at first use.
+
+    Raises:
+        StorageError: The cache cannot be written.
+    """
     shape = SHAPES[reference.name]
     key = settings_hash([asdict(shape), reference.seed])[:20]
     target = cache_dir() / "random" / f"{reference.name}-{key}"
     if target.is_dir():
         return target
+    with writing_to(target.parent):
+        _write(reference, target)
+    return target
+
+
+def _write(reference: Reference, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
     try:
         with without_progress_bars():
             instantiate(reference.name, seed=reference.seed, device="cpu").save_pretrained(staging)
-            tokenizer_for(shape).save_pretrained(staging)
+            tokenizer_for(SHAPES[reference.name]).save_pretrained(staging)
         os.rename(staging, target)
     except OSError:
         if not target.is_dir():  # otherwise another process was quicker, with the same bytes
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return target

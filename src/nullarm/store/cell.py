@@ -46,6 +46,9 @@ class CellWriter:
     Args:
         paths: The cell's files.
         attempt: The fencing token: number of the attempt that this writer works for.
+
+    Raises:
+        LeaseLost: A later attempt owns the cell, or it is finished already.
     """
 
     def __init__(self, paths: CellPaths, attempt: int) -> None:
@@ -53,6 +56,8 @@ class CellWriter:
         self.attempt = attempt
         make_directory(paths.chunks, paths.artefacts, paths.scratch)
         with fenced(paths, attempt):
+            self._refuse_if_finished()
+            paths.record.unlink(missing_ok=True)  # one that is not valid, and must not become so again half way
             for directory in (paths.root, paths.chunks, paths.artefacts):
                 sweep_temporary(directory)
         self._artefacts: dict[str, Artefact] = {}
@@ -124,12 +129,15 @@ class CellWriter:
             provenance=dict(provenance or {}),
         )
         with fenced(self.paths, self.attempt):
-            if read_record(self.paths) is not None:
-                raise LeaseLost(f"cell {record.cell_id} is finished; its record stays as it is")
+            self._refuse_if_finished()
             write_json(self.paths.record, record.to_json())
             self.paths.failure.unlink(missing_ok=True)
         shutil.rmtree(self.paths.scratch, ignore_errors=True)
         return record
+
+    def _refuse_if_finished(self) -> None:
+        if read_record(self.paths) is not None:
+            raise LeaseLost(f"cell {self.paths.root.name} is finished; its record stays as it is")
 
     def _chunk(self, key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
         for path in self._candidates(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,14 +52,18 @@ class Entry(Change):
 class Journal:
     """SQLite index of one study directory, in write-ahead mode so that readers never wait.
 
+    Args:
+        path: Its file; None for an index in memory, for a directory that cannot be written.
+
     Raises:
         StorageError: The disk is full, read-only or gone. Every method may raise it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | None) -> None:
+        self.path = path or Path(":memory:")
         with self._storage_errors():
             self._db = self._open()
+        weakref.finalize(self, self._db.close)  # a store in a notebook is seldom closed by hand
 
     def _open(self) -> sqlite3.Connection:
         try:

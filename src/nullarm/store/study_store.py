@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from nullarm.errors import ForeignStudyError, FormatError, IntegrityError, StudyError
+from nullarm.errors import ForeignStudyError, FormatError, IntegrityError, StorageError, StudyError
 from nullarm.store.atomic import TEMP_PREFIX, make_directory, write_bytes
 from nullarm.store.cell import finished, read_failure
 from nullarm.store.files import encode_json, read_json, write_json
@@ -39,9 +39,9 @@ class Lock:
 class StudyStore:
     """A study directory. `create` lays one down or goes on with it; `open` reads one."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, journal: Journal) -> None:
         self.paths = StudyPaths(root)
-        self.journal = Journal(self.paths.journal)
+        self.journal = journal
         self._finished: dict[str, tuple[tuple[int, int], FinishedCell]] = {}
 
     def __enter__(self) -> StudyStore:
@@ -69,13 +69,13 @@ class StudyStore:
         make_directory(paths.cells)
         write_json(paths.plan, [cell.to_json() for cell in plan])
         _write_lock(paths, Lock(study, plan.hash, known.declared_analysis if known else None))
-        store = cls(root)
+        store = cls(root, Journal(paths.journal))
         store.rebuild()
         return store
 
     @classmethod
     def open(cls, root: Path) -> StudyStore:
-        """Open a study directory.
+        """Open a study directory, also one on a disk that is full or read-only: the index is then kept in memory.
 
         Raises:
             StudyError: There is none.
@@ -83,11 +83,12 @@ class StudyStore:
             IntegrityError: The lock file or the plan is damaged.
         """
         read_lock(root)
-        store = cls(root)
-        if store.journal.is_empty():
+        try:
+            store = cls(root, Journal(StudyPaths(root).journal))
+            store.rebuild() if store.journal.is_empty() else store.reconcile()
+        except StorageError:
+            store = cls(root, Journal(None))
             store.rebuild()
-        else:
-            store.reconcile()
         return store
 
     @property
@@ -155,11 +156,9 @@ class StudyStore:
 
         A cell that it holds as done is only looked at again when its record is gone, so that this is quick.
         """
-        entries = self.journal.entries()
-        done = {entry.id for entry in entries if entry.state == "done"}
-        begun = {path.name for path in self.paths.cells.iterdir()} | done
-        changed = [e.id for e in entries if e.id in begun and not self._stands(e)]
-        self.journal.update([self._look(cell_id) for cell_id in changed])
+        on_disk = {path.name for path in self.paths.cells.iterdir()}
+        begun = [e for e in self.journal.entries() if e.id in on_disk or e.state in ("running", "done", "failed")]
+        self.journal.update([self._look(entry.id) for entry in begun if not self._stands(entry)])
 
     def observe(self, cell_id: str) -> FinishedCell | None:
         """Look at one cell, note its state in the index, and return it when it is finished."""

@@ -18,7 +18,7 @@ import yaml
 
 from nullarm.errors import StudyError
 
-MAX_NODES = 200_000
+MAX_NODES = 20_000
 MAX_DEPTH = 40
 MAX_BYTES = 4_000_000
 

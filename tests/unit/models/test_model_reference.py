@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from nullarm.errors import ModelError
-from nullarm.models import hashing
 from nullarm.models.hashing import file_sha256
 from nullarm.models.reference import Reference, content_id, parse
 from nullarm.models.tiny.recipe import WORLD
@@ -95,7 +94,7 @@ def test_an_unchanged_file_is_hashed_once_and_a_changed_one_again(
     path = directory / "model.safetensors"
     first = file_sha256(path)
     with monkeypatch.context() as patch:
-        patch.setattr(hashing.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
         assert file_sha256(path) == first
     stat = path.stat()
     path.write_bytes(b"WEIGHTS")  # the same size

@@ -151,7 +151,7 @@ def test_the_twin_shows_nothing_to_place() -> None:
 
 
 def trained(task: Planted, ranks: dict[str, int], steps: int = 300) -> Any:
-    """A LoRA student: 300 steps of batch 32 at 1e-2, warmed up over 15, then falling to nothing."""
+    """A LoRA student: 300 steps of batch 32 at 2e-2, warmed up over 15, then falling to nothing."""
     from peft import LoraConfig, get_peft_model
 
     model, tokenizer = load_causal_lm(BASE)
@@ -166,7 +166,7 @@ def trained(task: Planted, ranks: dict[str, int], steps: int = 300) -> Any:
     for step in range(steps):
         rows = torch.randint(len(ids), (32,), generator=generator)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * min((step + 1) / 15, 1 - step / steps)
+            group["lr"] = 2e-2 * min((step + 1) / 15, 1 - step / steps)
         student(input_ids=ids[rows], labels=labels[rows]).loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from nullarm.errors import ModelError
+from nullarm.errors import ModelError, StorageError
+from nullarm.models.load import load_causal_lm
 from nullarm.models.tiny import __main__ as command
 from nullarm.models.tiny import build as building
 from nullarm.models.tiny.examine import examine
@@ -112,10 +113,20 @@ def test_the_command_ends_with_the_error_and_its_exit_code(
     assert "error: no seed of the recipe" in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_written_says_how_to_use_another(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(SHORT)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NULLARM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"a model cannot be written: Not a directory.*next: NULLARM_CACHE="):
+        building.directory_of("world")
+    with pytest.raises(StorageError, match="a model cannot be written"):
+        load_causal_lm("random:tiny-llama@99")
+
+
 @pytest.mark.slow
 def test_the_rebuilt_model_does_as_well_as_the_shipped_one(world_model: tuple[Any, Any], tmp_path: Path) -> None:
-    from nullarm.models.load import load_causal_lm
-
     building.build("world", tmp_path / "world", lambda _: None)
     rebuilt = load_causal_lm(str(tmp_path / "world"))
     world = World(WORLD.world)

@@ -29,7 +29,12 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path)
 def test_file_and_name_are_on_disk_before_a_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda d: (synced.append(os.readlink(f"/proc/self/fd/{d}")), real(d)))
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     write_bytes(tmp_path / "a", b"1")
     assert [Path(p).name.startswith(TEMP_PREFIX) for p in synced] == [True, False]
     assert synced[1] == str(tmp_path)

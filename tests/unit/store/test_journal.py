@@ -130,7 +130,7 @@ def test_damage_that_is_met_later_names_the_cure(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_does_not_exist_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot use the index .*unable to open database file"):
+    with pytest.raises(StorageError, match=r"cannot use the index .*unable to open database file"):
         Journal(tmp_path / "nowhere" / "journal.sqlite")
 
 
@@ -156,5 +156,5 @@ def test_a_read_only_disk_is_a_storage_error(tmp_path: Path) -> None:
             return
         Journal(disk.root / "journal.sqlite").close()
         disk.make_read_only()
-        with pytest.raises(StorageError, match="cannot use the index .*; next: check that .* can be written"):
+        with pytest.raises(StorageError, match=r"cannot use the index .*; next: check that .* can be written"):
             Journal(disk.root / "journal.sqlite")

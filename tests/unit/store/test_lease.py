@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_a_machine_that_was_restarted_has_no_old_owners(paths: CellPaths) -> Non
 
 def test_a_foreign_owner_lives_while_its_beat_moves(paths: CellPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     foreign = replace(this_process(), host="elsewhere")
     assert foreign.alive() is None
     Leases(foreign).claim(paths)
@@ -107,7 +108,7 @@ def test_a_foreign_owner_lives_while_its_beat_moves(paths: CellPaths, monkeypatc
 
 def test_a_look_at_another_attempt_starts_the_clock_anew(paths: CellPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     foreign = Leases(replace(this_process(), host="elsewhere"))
     here = Leases()
     foreign.claim(paths)

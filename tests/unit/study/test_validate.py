@@ -96,6 +96,11 @@ def test_values_in_nested_models_and_dataclasses(changes: dict[str, Any], words:
     assert words in refused_parameters(changes)
 
 
+def test_a_key_under_a_value_that_is_no_mapping_has_no_choices_to_offer() -> None:
+    found = refused_parameters({"target_modules": [{"q_proj": 1}]})
+    assert "parameters.target_modules.0: must be a valid string" in found
+
+
 def test_good_parameters_are_taken() -> None:
     assert validated(RankMechanismParameters, PARAMETERS, "f.yaml").training.steps == 10
 

@@ -26,7 +26,7 @@ def make_task(settings: Mapping[str, Any]) -> Task:
     """
     rest = dict(settings)
     kind = rest.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         hint = nearest(str(kind), KINDS)
         raise DatasetError(f"task.kind names no kind of task{hint}", value=kind, valid=sorted(KINDS))
     task = KINDS[kind]

@@ -63,10 +63,11 @@ class WorldRelations(Task):
         return len(self.items(split)) if split == "train" else self._wanted(split)
 
     def items(self, split: Split) -> list[Item]:
-        """The items, kinds in turn, so that any prefix is balanced."""
+        """The items; dev and test with the kinds in turn, train in random order, so that a prefix is balanced."""
         source = _Relations(self.seed)
         if split == "train":
-            return [_item(kind, subject, question, f"train-{n}") for kind, subject, question, n in source.train()]
+            taught = [_item(kind, subject, question, f"train-{n}") for kind, subject, question, n in source.train()]
+            return random.Random(f"{self.seed}-order").sample(taught, len(taught))
         draws = islice(source.asked(split), self._wanted(split))
         return [_item(kind, subject, question, f"{split}-{n}") for kind, subject, question, n in draws]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nullarm.errors import ModelError
-from nullarm.models.cache import cache_dir
+from nullarm.models.cache import cache_dir, writing_to
 from nullarm.models.quiet import without_progress_bars
 from nullarm.models.tiny.recipe import RECIPES, ChatRecipe, WorldRecipe
 
@@ -36,12 +36,13 @@ def directory_of(name: str, say: Say = tell) -> Path:
     A shipped model is used only when it was made by exactly this recipe and code.
 
     Raises:
-        ModelError: There is no such model, or no seed of its recipe learned enough.
+        ModelError: No seed of the recipe learned enough.
+        StorageError: The cache cannot be written.
     """
     if ready := ready_directory(name):
         return ready
     target = _cached(name)
-    with _lock(target):
+    with writing_to(target.parent), _lock(target):
         if not target.is_dir():
             say(f"building builtin:{name} once (about a minute)")
             build(name, target, say)
@@ -67,24 +68,32 @@ def build(name: str, out: Path, say: Say = tell) -> dict[str, Any]:
 
     Raises:
         ModelError: No seed of the recipe learned enough.
+        StorageError: The directory cannot be written.
     """
     from nullarm.models.tiny.training import one_thread
 
+    with writing_to(out.parent), _staging(out) as staging:
+        with one_thread():
+            note = _train_and_examine(name, staging, say)
+        (staging / BUILD_NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+    return note
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its place when all went well."""
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=".tmp-"))
     staging.chmod(0o755)
     replaced = staging.with_name(f"{staging.name}-replaced")
     try:
-        with one_thread():
-            note = _train_and_examine(name, staging, say)
-        (staging / BUILD_NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+        yield staging
         if out.exists():
             os.rename(out, replaced)
         os.rename(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
-    return note
 
 
 def _train_and_examine(name: str, out: Path, say: Say) -> dict[str, Any]:
