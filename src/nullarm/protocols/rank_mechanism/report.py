@@ -74,22 +74,24 @@ def _mean(measured: Measured, metric: str) -> float:
 
 
 def _arms(measured: Sequence[Measured], metric: str) -> Iterator[Block]:
-    """One row per cell: what it scored, with how many parameters."""
+    """One row per trained cell: what it scored, with how many parameters."""
     if not measured:
         return
+    metrics = tuple(dict.fromkeys((metric, "accuracy", "log_likelihood")))
+    present = dict.fromkeys(str(m.cell.arm) for m in measured)
     yield Table(
         title="Every trained cell",
-        columns=("arm", "replicate", "seed", metric, "log-likelihood", "LoRA parameters", "÷ audited", "training loss"),
-        rows=tuple(_row(m, metric) for m in measured),
+        columns=("arm", "replicate", "seed", *metrics, "LoRA parameters", "÷ audited", "training loss"),
+        rows=tuple(_row(m, metrics) for m in measured),
         cells=tuple((m.cell.id,) for m in measured),
-        caption="What each arm is for: " + "; ".join(f"{arm}: {text}" for arm, text in ARMS.items()),
+        caption="; ".join(f"{arm}: {ARMS[arm]}" for arm in present),
     )
 
 
-def _row(measured: Measured, metric: str) -> tuple[Value, ...]:
-    cell, metrics = measured.cell, measured.finished.record.metrics
-    known = [metrics.get(name) for name in ("lora_parameters", "parameters_over_audited", "train_loss")]
-    return (cell.arm, cell.replicate, cell.seed, _mean(measured, metric), _mean(measured, "log_likelihood"), *known)
+def _row(measured: Measured, metrics: Sequence[str]) -> tuple[Value, ...]:
+    cell, known = measured.cell, measured.finished.record.metrics
+    rest = [known.get(name) for name in ("lora_parameters", "parameters_over_audited", "train_loss")]
+    return (cell.arm, cell.replicate, cell.seed, *(_mean(measured, metric) for metric in metrics), *rest)
 
 
 def _finished(store: StudyStore, stage: str) -> Iterator[tuple[Cell, FinishedCell]]:
