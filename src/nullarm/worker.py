@@ -143,7 +143,7 @@ def _run_logged(root: Path, cell_id: str, attempt: int, stop: StopFlag, events: 
     return code
 
 
-def _run_with_heartbeat(root: Path, cell_id: str, attempt: int, stop: StopFlag, progress: Progress) -> int:
+def _run_with_heartbeat(root: Path, cell_id: str, attempt: int, stop: Callable[[], bool], progress: Progress) -> int:
     """Run a cell, showing other machines that it lives, and stop it when a later attempt owns it."""
     over, lost = threading.Event(), threading.Event()
 

@@ -40,9 +40,10 @@ def test_the_shipped_studies_are_found_in_an_installed_wheel(unpacked: Path) -> 
     shipped = {path.name: path.read_bytes() for path in (unpacked / "nullarm" / "shipped_studies").iterdir()}
     assert shipped == studies
     script = "from nullarm.study.shipped import study_path; print(study_path('rank_mechanism_tiny'))"
+    environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
     found = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(unpacked)}, cwd=unpacked, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", script], env={**environment, "PYTHONPATH": str(unpacked)},
+        cwd=unpacked, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(found.stdout.strip()).parent == unpacked / "nullarm" / "shipped_studies"
 

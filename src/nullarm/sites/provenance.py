@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import nullarm
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scipy", "statsmodels", "pyarrow")
@@ -47,8 +49,14 @@ def gpus() -> tuple[dict[str, Any], ...]:
     query = "name,memory.total,memory.free,driver_version"
     text = _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]) or ""
     rows = [[part.strip() for part in line.split(",")] for line in text.splitlines() if line.count(",") == 3]
+    main = psutil.virtual_memory()  # a GPU that shares the main memory tells no size of its own
     return tuple(
-        {"name": name, "memory_bytes": int(total) << 20, "free_bytes": int(free) << 20, "driver": driver}
+        {
+            "name": name,
+            "memory_bytes": int(total) << 20 if total.isdigit() else main.total,
+            "free_bytes": int(free) << 20 if free.isdigit() else main.available,
+            "driver": driver,
+        }
         for name, total, free, driver in rows
     )
 
