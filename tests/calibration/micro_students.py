@@ -1,10 +1,10 @@
 """Whole rank-mechanism studies in miniature: thousands of LoRA students of linear teachers, trained at once.
 
-A model is M linear modules d → d. The teacher adds to each an update with `rank` equal singular values; a student learns
-it by stochastic gradient descent through LoRA factors. Audit, allocation and verdict are the package's own; only model
-and task are replaced, by ones so small that hundreds of studies take seconds. Maps are cross-fitted: each seed is
+A model is M linear modules d → d. The teacher adds to each an update with `rank` equal singular values; a student
+learns it by stochastic gradient descent through LoRA factors. Audit, allocation and verdict are the package's own; only
+model and task are replaced, by ones so small that hundreds of studies take seconds. Maps are cross-fitted: each seed is
 retrained with the audit of the next, so that with a homogeneous teacher the audited map and its shuffles are
-exchangeable.
+exchangeable. (In a transformer they are not: modules of equal rank still matter unequally, and an audit finds that.)
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ ITEMS = 60
 LEARNING_RATE = 0.05
 
 
+EVERY_RANK = AllocationPolicy(energy=0.9, allowed_ranks=tuple(range(1, PROBE_RANK + 1)))
+
+
 @dataclass(frozen=True)
 class MicroStudy:
     """A design: seeds, shuffles per seed, and the rank of the teacher's update in each module."""
@@ -40,7 +43,7 @@ class MicroStudy:
     """Standard deviation of the noise on training targets: what makes audits of equal modules differ."""
     seeds: int = 4
     shuffles: int = 3
-    policy: AllocationPolicy = AllocationPolicy(energy=0.9, allowed_ranks=tuple(range(1, 9)))
+    policy: AllocationPolicy = EVERY_RANK
 
 
 def judge_studies(design: MicroStudy, studies: int, *, seed: int) -> list[Judgement]:
