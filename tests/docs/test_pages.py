@@ -93,7 +93,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_paths_of_this_repository_exist(page: Path) -> None:
     inside = re.compile(r"(src|tests|docs|studies|benchmarks)/[\w./-]*")
     for word in code_words(page):
-        if inside.fullmatch(word) and word not in ("tests/contract", "tests/gpu"):
+        if inside.fullmatch(word):
             assert (ROOT / word).exists(), f"{word} is not there"
 
 

@@ -29,14 +29,14 @@ def logs(directory: Path, cell: str, follow: bool) -> None:
     cell_id = _find(store, cell)
     shown = ""
     while True:
-        text = read_log(directory, cell_id)
+        store.observe(cell_id)
+        state = next(e.state for e in store.journal.entries() if e.id == cell_id)
+        text = read_log(directory, cell_id)  # after the state, so that the last words of a cell are not missed
         click.echo(text[len(shown) :], nl=False)
         shown = text
-        state = next(e.state for e in store.journal.entries() if e.id == cell_id)
         if not follow or state not in ("running", "pending"):
             return
         time.sleep(FOLLOW_S)
-        store.observe(cell_id)
 
 
 def _find(store: StudyStore, wanted: str) -> str:

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from nullarm.models.threads import one_thread
 from nullarm.models.tiny.muon import Muon, orthogonalize
 from nullarm.models.tiny.pretrain import epochs, new_model, pack, pair_accuracy, pretrain, world_tokenizer
 from nullarm.models.tiny.recipe import WORLD
-from nullarm.models.tiny.training import Schedule, one_thread, padded
+from nullarm.models.tiny.training import Schedule, padded
 from nullarm.models.tiny.world import World
 
 SHORT = replace(

@@ -50,6 +50,7 @@ class Planted(Task):
     """
 
     name: ClassVar[str] = "planted"
+    base: ClassVar[str] = BASE
     seed: int = 0
     pattern: str = "heterogeneous"
     high_rank: int = 8

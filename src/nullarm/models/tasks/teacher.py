@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from nullarm.models.hashing import settings_hash
 from nullarm.models.load import load_causal_lm
 from nullarm.models.tasks.base import IGNORED, Encoded, Item, ItemResult
-from nullarm.models.tasks.planted import BASE, Planted
 
 DRAW_BATCH = 512
 
 
+class Plan(Protocol):
+    """What a teacher is made from; `nullarm.models.tasks.planted.Planted` has it."""
+
+    @property
+    def base(self) -> str:
+        """Reference of the model that is updated."""
+
+    @property
+    def seed(self) -> int:
+        """Of the updates and of the draws."""
+
+    @property
+    def update_size(self) -> float:
+        """Norm of each update over that of its weight."""
+
+    def ranks(self) -> dict[str, int]:
+        """Rank of the update of every target module."""
+
+
 @lru_cache(maxsize=2)
-def teacher(task: Planted) -> Any:
+def teacher(task: Plan) -> Any:
     """The teacher of these settings, on the CPU, in evaluation mode. Do not change it."""
-    model, _ = load_causal_lm(BASE)
+    model, _ = load_causal_lm(task.base)
     generator = torch.Generator().manual_seed(task.seed)
     with torch.no_grad():
         for name, rank in task.ranks().items():
@@ -44,7 +62,7 @@ def planted_update(weight: torch.Tensor, rank: int, size: float, generator: torc
     return direction.mul(size * float(weight.norm()) / rank**0.5).to(weight.dtype)
 
 
-def teacher_draws(task: Planted, tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
+def teacher_draws(task: Plan, tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
     """Training examples whose label after each word is drawn from the teacher.
 
     A draw depends on the seed and the item alone, not on its neighbours.
@@ -59,7 +77,7 @@ def teacher_draws(task: Planted, tokenizer: Any, items: Sequence[Item]) -> list[
     return encoded
 
 
-def compare(task: Planted, model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int) -> list[ItemResult]:
+def compare(task: Plan, model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int) -> list[ItemResult]:
     """Results of the items, in order."""
     guide = teacher(task)
     results: list[ItemResult] = []

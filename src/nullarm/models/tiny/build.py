@@ -70,7 +70,7 @@ def build(name: str, out: Path, say: Say = tell) -> dict[str, Any]:
         ModelError: No seed of the recipe learned enough.
         StorageError: The directory cannot be written.
     """
-    from nullarm.models.tiny.training import one_thread
+    from nullarm.models.threads import one_thread
 
     with writing_to(out.parent), _staging(out) as staging:
         with one_thread():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,14 +87,3 @@ def padded(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (width - len(i)) for i, _ in rows])
     return ids, torch.tensor([y + [IGNORED] * (width - len(y)) for _, y in rows])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One intra-op thread, so that sums are taken in one order and a build is bit-identical."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullarm.errors import AdapterError
+from nullarm.models.threads import one_thread
 from nullarm.protocols.rank_mechanism.adapter import Adapter, LoraModule, open_adapter
 from nullarm.protocols.rank_mechanism.base_norms import BaseNorms, base_norms, default_cache
 from nullarm.protocols.rank_mechanism.module_names import and_more, layer_index, module_type
@@ -65,7 +65,7 @@ def audit_adapter(
         for why in sorted(set(missing.values())):
             names = [name for name, reason in missing.items() if reason == why]
             notes.append(f"no ratio to base weights, {why}: {and_more(names)}")
-    with _one_thread():
+    with one_thread():
         spectra = dict(_spectra(adapter))
     modules = tuple(_module_audit(module, spectra[module.name], norms.get(module.name)) for module in adapter.modules)
     audit = Audit(modules, summarise(modules, notes))
@@ -87,17 +87,6 @@ def singular_values(a: Tensor, b: Tensor) -> Tensor:
     r_b = torch.linalg.qr(b.double(), mode="r").R
     values: Tensor = torch.linalg.svdvals(r_b @ r_a.mT)
     return values
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for factorisations this small: more gain nothing, and are 10 to 25 times slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _spectra(adapter: Adapter) -> Iterator[tuple[str, NDArray[np.float64]]]:

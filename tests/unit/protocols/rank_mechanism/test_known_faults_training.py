@@ -27,7 +27,7 @@ def rows(ranks: dict[str, int], **changes: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def test_unseeded_initialisation_two_builds_with_one_seed_are_equal() -> None:
+def test_fault_unseeded_initialisation_two_builds_with_one_seed_are_equal() -> None:
     torch.manual_seed(1)
     first = rows(AUDITED)
     torch.manual_seed(2)
@@ -35,14 +35,14 @@ def test_unseeded_initialisation_two_builds_with_one_seed_are_equal() -> None:
     assert all(torch.equal(first[name], second[name]) for name in AUDITED)
 
 
-def test_unseeded_initialisation_arms_share_rows_whatever_their_ranks() -> None:
+def test_fault_unseeded_initialisation_arms_share_rows_whatever_their_ranks() -> None:
     probe, audited, shuffled = rows(PROBE), rows(AUDITED), rows(SHUFFLED)
     for name in AUDITED:
         assert torch.equal(audited[name], probe[name][: AUDITED[name]])
         assert torch.equal(shuffled[name], probe[name][: SHUFFLED[name]])
 
 
-def test_unseeded_initialisation_seeds_and_modules_differ() -> None:
+def test_fault_unseeded_initialisation_seeds_and_modules_differ() -> None:
     first, second = rows(PROBE, seed=1), rows(PROBE, seed=2)
     names = list(PROBE)
     assert not any(torch.equal(first[name], second[name]) for name in names)
@@ -50,13 +50,13 @@ def test_unseeded_initialisation_seeds_and_modules_differ() -> None:
     assert not any(torch.equal(first[alike[0]], first[name]) for name in alike[1:])
 
 
-def test_unseeded_initialisation_order_of_the_map_does_not_matter() -> None:
+def test_fault_unseeded_initialisation_order_of_the_map_does_not_matter() -> None:
     forwards, backwards = rows(AUDITED), rows(dict(reversed(AUDITED.items())))
     assert all(torch.equal(forwards[name], backwards[name]) for name in AUDITED)
 
 
 @pytest.mark.parametrize("rule", ["fixed", "alpha=r", "rslora"])
-def test_alpha_changed_between_arms_one_rank_has_one_scale_in_every_arm(rule: Any) -> None:
+def test_fault_alpha_changed_between_arms_one_rank_has_one_scale_in_every_arm(rule: Any) -> None:
     scales: dict[int, set[float]] = {}
     for ranks in (PROBE, AUDITED, SHUFFLED, varied_ranks(MODULES, (4,))):
         for name, layer in adapted_layers(lora(ranks, alpha_rule=rule)).items():
@@ -64,7 +64,7 @@ def test_alpha_changed_between_arms_one_rank_has_one_scale_in_every_arm(rule: An
     assert {rank: len(found) for rank, found in scales.items()} == dict.fromkeys((1, 2, 3, 4, 8, 16), 1)
 
 
-def test_label_mask_overwritten_by_the_collator_prompt_and_padding_carry_no_loss() -> None:
+def test_fault_label_mask_overwritten_by_the_collator_prompt_and_padding_carry_no_loss() -> None:
     """The original's collator rebuilt labels from the token ids: prompts were trained on, and EOS, if pad, was not."""
     eos = pad = 0
     items = [Item([5, 6, 7, eos], [-100, -100, 7, eos]), Item([8, 9, 5, 6, 7, eos], [-100] * 4 + [7, eos])]
@@ -73,7 +73,7 @@ def test_label_mask_overwritten_by_the_collator_prompt_and_padding_carry_no_loss
     assert batch["labels"][order].tolist() == [[-100, -100, 7, eos, -100, -100], [-100, -100, -100, -100, 7, eos]]
 
 
-def test_label_mask_overwritten_by_the_collator_the_loss_is_that_of_the_response() -> None:
+def test_fault_label_mask_overwritten_by_the_collator_the_loss_is_that_of_the_response() -> None:
     model = tiny_qwen().eval()
     batch = tiny_batches().batch(0)
     with torch.no_grad():

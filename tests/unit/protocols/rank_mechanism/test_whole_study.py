@@ -98,7 +98,7 @@ def test_replicate_differs_from_audited_in_nothing_but_its_initialisation(whole:
     assert audited.record.metrics["train_loss"] != replicate.record.metrics["train_loss"]
 
 
-def test_fault_first_checkpoint_audited_instead_of_final_adapter(whole: StudyStore) -> None:
+def test_audit_reads_the_adapter_of_the_last_step(whole: StudyStore) -> None:
     """The audit reads the adapter artefact, saved after the last step; auditing that file again gives its spectra."""
     from nullarm.protocols.rank_mechanism.audit import audit_adapter
 
@@ -111,7 +111,7 @@ def test_fault_first_checkpoint_audited_instead_of_final_adapter(whole: StudySto
     assert all(m["udr"] is not None for m in audit["modules"])
 
 
-def test_fault_no_per_item_predictions(whole: StudyStore) -> None:
+def test_every_test_item_has_a_prediction(whole: StudyStore) -> None:
     for stage in ("probe", "retrain"):
         for finished in cells(whole, stage).values():
             items = finished.table("items").to_pylist()
