@@ -33,6 +33,8 @@ class Plan(Protocol):
     def ranks(self) -> dict[str, int]:
         """Rank of the update of every target module."""
 
+    def __hash__(self) -> int: ...
+
 
 @lru_cache(maxsize=2)
 def teacher(task: Plan) -> Any:
