@@ -158,12 +158,8 @@ class Runner:
         self._notes.pop(cell.id, None)
         self._engine.fetch(self._store.paths.root, cell.id)
         paths = self._store.paths.cell(cell.id)
-        failure = None
-        if self._store.finished(cell.id):
-            self._leases.settle(paths)
-        else:
-            failure = self._failure(cell, lease, event)
-            self._leases.release(paths)
+        failure = None if self._store.finished(cell.id) else self._failure(cell, lease, event)
+        self._leases.release(paths)
         if finished := self._store.observe(cell.id):
             self._accept(cell, finished)
         elif failure:

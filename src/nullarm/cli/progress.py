@@ -45,7 +45,7 @@ class ProgressView:
         ended = state.done + state.failed
         if ended != shown_done and (time.monotonic() - shown_at > LINE_EVERY_S or ended == state.total):
             self._last = (time.monotonic(), ended)
-            self._console.print(_line(state), highlight=False)
+            self._console.print(_line(state), highlight=False, soft_wrap=True)
 
 
 def _line(state: RunState) -> str:

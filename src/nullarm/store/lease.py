@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 
 from nullarm.errors import IntegrityError, LeaseLost
-from nullarm.store.atomic import storage_errors
-from nullarm.store.files import read_json, write_json
+from nullarm.store.atomic import storage_errors, write_bytes
+from nullarm.store.files import encode_json, read_json
 from nullarm.store.paths import CellPaths
 
 BEAT_TIMEOUT_S = 90.0
@@ -86,16 +86,13 @@ class Leases:
             _write(paths, lease)
         return lease
 
-    def settle(self, paths: CellPaths) -> None:
-        """Forget the lease of a finished cell, which needs none: its record keeps everybody out."""
-        self._held.pop(paths, None)
-
     def release(self, paths: CellPaths) -> None:
         """Give the cell free; the attempt number is kept. A lease that was lost is left to its owner."""
         with cell_lock(paths):
             held = read_lease(paths)
             if held is not None and held.attempt == self._held.get(paths):
-                _write(paths, replace(held, released=True))
+                # A power cut may undo this: then the lease is a dead owner's, which is as good.
+                _write(paths, replace(held, released=True), sync_name=False)
         self._held.pop(paths, None)
 
     def release_all(self) -> None:
@@ -172,8 +169,8 @@ def cell_lock(paths: CellPaths) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(paths: CellPaths, lease: Lease) -> None:
-    write_json(paths.lease, asdict(lease))
+def _write(paths: CellPaths, lease: Lease, *, sync_name: bool = True) -> None:
+    write_bytes(paths.lease, encode_json(asdict(lease)), sync_name=sync_name)
 
 
 @cache

@@ -29,7 +29,9 @@ RANK_MECHANISM: dict[str, Any] = {
         "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.001},
         "allocation": {"allowed_ranks": [1, 2, 4, 8]},
     },
-    "factors": {"arm": {"audited": {}, "shuffled": {"role": "control", "null": "ranks do not matter", "replicates": 3}}},
+    "factors": {
+        "arm": {"audited": {}, "shuffled": {"role": "control", "null": "ranks do not matter", "replicates": 3}},
+    },
     "seeds": [0, 1, 2, 3, 4, 5],
     "analysis": {
         "metric": "accuracy",
@@ -109,7 +111,9 @@ def test_a_directory_without_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"), [("", "empty"), ('{"prompt": "a"}\n', "completion"), ("{", "task")], ids=["empty", "key", "json"]
+    ("line", "words"),
+    [("", "empty"), ('{"prompt": "a"}\n', "completion"), ("{", "line 1 is not JSON")],
+    ids=["empty", "key", "json"],
 )
 def test_an_empty_or_malformed_dataset(tmp_path: Path, line: str, words: str) -> None:
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")}
@@ -157,18 +161,19 @@ def test_a_newer_format(tmp_path: Path) -> None:
 
 def test_a_full_disk_and_after_it(tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml")
-    with little_disk(tmp_path / "disk") as disk:
+    with little_disk(tmp_path / "disk", size_kib=64 * 1024) as disk:
         root = disk.root / "run"
-        with laid_down(root) as store:
-            finish(store, store.plan.cells[0])
-        disk.fill()
-        outcome = nullarm("run", study, "--dir", root, "--engine", "inline")
-        assert outcome.code == 13
-        assert "the disk is full; next: free space on" in outcome.error
-        status = nullarm("status", root, "--json")
-        assert (status.code, status.json["counts"]["done"]) == (0, 1)
-        disk.free()
         assert nullarm("run", study, "--dir", root, "--engine", "inline").code == 0
+        with StudyStore.open(root) as store:
+            store.paths.cell(store.plan.cells[1].id).record.unlink()
+        disk.fill()
+        outcome = nullarm("resume", root, "--engine", "inline")
+        assert outcome.code == 13
+        assert "is full; next: free space on" in outcome.error
+        status = nullarm("status", root, "--json")
+        assert (status.code, status.json["counts"]["done"]) == (0, 5)
+        disk.free()
+        assert nullarm("resume", root, "--engine", "inline").code == 0
         with StudyStore.open(root) as store:
             assert all(store.finished(cell.id) for cell in store.plan)
 

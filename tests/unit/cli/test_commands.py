@@ -11,8 +11,8 @@ from nullarm.cli.progress import ProgressView, duration
 from nullarm.runner import RunState
 from nullarm.store.lease import Leases
 from nullarm.store.study_store import StudyStore
-from support.command import nullarm
-from support.processes import eventually
+from support.command import finished, nullarm, nullarm_process
+from support.processes import PATIENCE_S, eventually
 from support.rehearsals import finish, laid_down, write_study
 
 
@@ -102,7 +102,7 @@ def test_a_plan_tells_everything_before_anything_runs(tmp_path: Path, monkeypatc
 def test_a_plan_for_people(study: Path) -> None:
     text = nullarm("plan", study, "--device", "h100", "--cells").out
     for words in ("cells          6 (2 prepare, 4 measure), 4 dependencies, seeds [0, 1]", "least p        effect",
-                  "detectable     unknown: set analysis.expected_sd", "on h100, 1 at once", "cost           about $0.00",
+                  "detectable     unknown: set analysis.expected_sd", "on h100, 1 at once", "cost           about $0",
                   "seed 1 · sham"):  # fmt: skip
         assert words in text
     assert "no device 'h20' (did you mean 'h200'?)" in nullarm("plan", study, "--device", "h20").error
@@ -173,8 +173,9 @@ def test_preflight_lists_its_checks(tmp_path: Path) -> None:
 
 def test_a_detached_run_goes_on_by_itself(study: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    outcome = nullarm("run", study, "--dir", root, "--engine", "inline", "--detach")
-    assert outcome.code == 0
+    with nullarm_process("run", study, "--dir", root, "--engine", "inline", "--detach") as process:
+        outcome = finished(process, PATIENCE_S)
+    assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith("running in the background as process ")
     assert f"watch: nullarm status {root}" in outcome.out
     eventually((root / "report.md").exists, "the detached run to end")
@@ -184,7 +185,7 @@ def test_a_detached_run_goes_on_by_itself(study: Path, tmp_path: Path) -> None:
 
 def state(done: int, **more: object) -> RunState:
     facts: dict[str, object] = {
-        "total": 10, "done": done, "failed": 1, "blocked": 2, "running": (("seed 0 · a", "1/2 chunks"),), "eta_s": 100.0,
+        "total": 10, "done": done, "failed": 1, "blocked": 2, "running": (("seed 0 · a", "1/2 chunks"),), "eta_s": 99.0,
         "cost": 1.5,
     }  # fmt: skip
     return RunState(**{**facts, **more})  # type: ignore[arg-type]

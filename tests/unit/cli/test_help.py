@@ -12,8 +12,7 @@ import sys
 import click
 import pytest
 
-import nullarm.errors
-from nullarm import __version__
+from nullarm import __version__, errors
 from nullarm.cli import COMMANDS, cli
 from nullarm.errors import NullarmError
 from support.command import nullarm
@@ -26,7 +25,8 @@ HEAVY = {
 
 def imported_by(code: str) -> set[str]:
     """Top-level packages that are imported once `code` has run in a fresh interpreter."""
-    script = f"import sys\n{code}\nimport json; sys.stderr.write(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    tell = "import json; sys.stderr.write(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    script = f"import sys\n{code}\n{tell}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(json.loads(done.stderr))
 
@@ -86,7 +86,7 @@ def test_help_lists_every_exit_code() -> None:
 
 
 def test_exit_codes_are_distinct_but_for_kinds_of_one_error() -> None:
-    tree = [c for c in vars(nullarm.errors).values() if isinstance(c, type) and issubclass(c, NullarmError)]
+    tree = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, NullarmError)]
     for error in tree:
         same = [other for other in tree if other.exit_code == error.exit_code and other is not error]
         assert all(issubclass(other, error) or issubclass(error, other) for other in same), error
@@ -100,7 +100,7 @@ def test_the_version() -> None:
     ("arguments", "words"),
     [
         (("stats",), "error: no command 'stats' (did you mean 'status'?); valid: analyze, audit,"),
-        (("--verbose",), "error: No such option: --verbose"),
+        (("--verbose",), "error: No such option"),
         (("run",), "error: Missing argument 'STUDY'"),
         (("run", "rehearsal", "--engine", "cloud"), "'cloud' is not one of 'local', 'inline', 'fake'"),
         (("run", "rehearsal", "--at-once", "0"), "0 is not in the range x>=1"),
