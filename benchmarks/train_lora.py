@@ -99,7 +99,7 @@ class Bench:
                 save_steps=self.options.steps, disable_tqdm=True, use_cpu=self.device == "cpu",
             )  # fmt: skip
             data = [{"input_ids": i.ids, "labels": i.labels, "attention_mask": [1] * len(i.ids)} for i in self.items]
-            Trainer(self.model, arguments, train_dataset=data, data_collator=_collate).train()  # type: ignore[arg-type]
+            Trainer(self.model, arguments, train_dataset=data, data_collator=_collate).train()
 
     def seconds(self, way: Callable[[], None]) -> float:
         """Wall seconds of one round."""

@@ -9,8 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train_lora import main
 
+SHAPE = "--model random:mistral-7b-v0.1 --dtype bfloat16 --rank 64 --batch-size 8 --length 256 --steps 20"
+
 if __name__ == "__main__":
-    main(
-        ["--model", "random:mistral-7b-v0.1", "--dtype", "bfloat16", "--rank", "64", "--batch-size", "8", "--length", "256",
-         "--steps", "20", *sys.argv[1:]]
-    )  # fmt: skip
+    main([*SHAPE.split(), *sys.argv[1:]])

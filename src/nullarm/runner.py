@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from nullarm.engines.base import Ended, Engine, Job, Progress
 from nullarm.errors import BudgetExceeded, IntegrityError, LeaseLost, NullarmError, Preempted
-from nullarm.store.cell import Failure, read_failure, write_failure
+from nullarm.store.cell import Failure, discard_scratch, read_failure, write_failure
 from nullarm.store.journal import Change
 from nullarm.store.lease import Lease, Leases
 from nullarm.store.record import FinishedCell
@@ -106,6 +106,7 @@ class Runner:
     def _take_stock(self) -> None:
         for cell in self._store.plan:
             if finished := self._store.finished(cell.id):
+                discard_scratch(finished.paths)
                 self._accept(cell, finished)
         self._graph.finished_here.clear()
         blocked = [e.id for e in self._store.journal.entries() if e.state == "blocked" and e.id in self._graph.open]

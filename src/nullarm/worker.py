@@ -3,7 +3,8 @@
 Events go to standard output as JSON lines: `{"event": "progress", "done": 3, "total": 10, "note": "steps"}` and
 `{"event": "ended", "cell": …, "attempt": …, "exit_code": 0}`. What the cell prints goes to its log. A worker that
 serves reads `{"cell": …, "attempt": …}` lines from standard input and leaves as soon as its input closes: it never
-outlives its coordinator. SIGTERM and SIGUSR1 stop the cell at its next safe point; exit code 75 then means "requeue me".
+outlives its coordinator. SIGTERM and SIGUSR1 stop the cell at its next safe point; exit code 75 then says "requeue
+me".
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def _teachers(ranks: Sequence[int], runs: int, generator: torch.Generator) -> Te
     sigma = torch.zeros(MODULES, WIDTH)
     for module, rank in enumerate(ranks):
         sigma[module, :rank] = rank**-0.5
-    return (frames[0] * sigma[None, :, None, :]) @ frames[1].mT
+    update: Tensor = (frames[0] * sigma[None, :, None, :]) @ frames[1].mT
+    return update
 
 
 def _train(teachers: Tensor, ranks: Tensor, design: MicroStudy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,7 @@ def _train(teachers: Tensor, ranks: Tensor, design: MicroStudy, generator: torch
         noise = design.target_noise * torch.randn(runs, MODULES, BATCH, WIDTH, generator=generator)
         error = x @ (teachers - (b * mask[:, :, None]) @ a).mT + noise
         optimiser.zero_grad()
-        error.square().mean(dim=(2, 3)).sum().backward()  # type: ignore[no-untyped-call]
+        error.square().mean(dim=(2, 3)).sum().backward()
         optimiser.step()
     return a.detach() * mask[..., None], b.detach() * mask[:, :, None]
 

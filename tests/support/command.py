@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -71,6 +72,23 @@ def finished(process: subprocess.Popen[str], timeout_s: float) -> Outcome:
     """Wait for a command."""
     out, err = process.communicate(timeout=timeout_s)
     return Outcome(process.returncode, out, err)
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> bytes:
+    """What a command writes when both of its outputs are a terminal."""
+    ours, theirs = pty.openpty()
+    clean = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    command = [sys.executable, "-m", "nullarm", *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env={**clean, **environment}
+    ):
+        os.close(theirs)
+        written = b""
+        with suppress(OSError):  # the last process has closed its end
+            while block := os.read(ours, 4096):
+                written += block
+    os.close(ours)
+    return written
 
 
 def _take_signals() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.rehearsals import laid_down, study, writer_of
 
 from nullarm.analysis import analyse, least_attainable_p, pilot_noise, primary_effect, refusals
 from nullarm.errors import InvalidResult, StudyError
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
+from support.rehearsals import laid_down, study, writer_of
 
 SEEDS = {"seeds": [0, 1, 2, 3, 4, 5]}
 

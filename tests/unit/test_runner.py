@@ -351,3 +351,13 @@ def test_ten_thousand_cells_behind_one_that_fails_are_blocked_in_no_time(tmp_pat
 
     graph = module._Graph([FakeCell(name) for name in cells])  # type: ignore[misc]
     assert graph.give_up("0") == [f"{i}" for i in range(1, 10_000)]
+
+
+def test_working_files_that_a_kill_left_beside_a_record_are_removed(tmp_path: Path) -> None:
+    store = laid_down(tmp_path / "run")
+    for cell in store.plan:
+        finish(store, cell)
+    left = store.paths.cell(store.plan.cells[0].id).scratch / "checkpoints" / "optimizer"
+    left.mkdir(parents=True)
+    run(store, ScriptedEngine(committing()))
+    assert not left.parent.parent.exists()

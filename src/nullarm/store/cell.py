@@ -132,7 +132,7 @@ class CellWriter:
             self._refuse_if_finished()
             write_json(self.paths.record, record.to_json())
             self.paths.failure.unlink(missing_ok=True)
-        shutil.rmtree(self.paths.scratch, ignore_errors=True)
+        discard_scratch(self.paths)
         return record
 
     def _refuse_if_finished(self) -> None:
@@ -198,6 +198,11 @@ def read_failure(paths: CellPaths) -> Failure | None:
         return Failure(**read_json(paths.failure)) if paths.failure.exists() else None
     except (IntegrityError, TypeError):
         return None
+
+
+def discard_scratch(paths: CellPaths) -> None:
+    """Remove the working files of a finished cell; its writer does so itself, unless it is killed at that moment."""
+    shutil.rmtree(paths.scratch, ignore_errors=True)
 
 
 def finished(paths: CellPaths) -> FinishedCell | None:

@@ -11,7 +11,7 @@ from nullarm.cli.progress import ProgressView, duration
 from nullarm.runner import RunState
 from nullarm.store.lease import Leases
 from nullarm.store.study_store import StudyStore
-from support.command import finished, nullarm, nullarm_process
+from support.command import finished, nullarm, nullarm_process, on_a_terminal
 from support.processes import PATIENCE_S, eventually
 from support.rehearsals import finish, laid_down, write_study
 
@@ -181,6 +181,15 @@ def test_a_detached_run_goes_on_by_itself(study: Path, tmp_path: Path) -> None:
     eventually((root / "report.md").exists, "the detached run to end")
     eventually(lambda: "report: " in (root / "run.log").read_text(), "its last words")
     assert nullarm("resume", root).err == "everything is done: no cell is open\n"
+
+
+def test_progress_on_a_terminal_shows_what_runs(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "s.yaml", {"parameters.chunk_seconds": 0.3})
+    written = on_a_terminal("run", str(study), "--dir", str(tmp_path / "run"), "--engine", "local", TERM="xterm")
+    assert b"seed 0 \xc2\xb7 treated" in written
+    assert b"1/2 chunks" in written
+    assert b"cells done" in written
+    assert b"report: " in written
 
 
 def state(done: int, **more: object) -> RunState:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import pytest
 from nullarm import __version__, errors
 from nullarm.cli import COMMANDS, cli
 from nullarm.errors import NullarmError
-from support.command import nullarm
+from support.command import nullarm, on_a_terminal
 
 HEAVY = {
     "torch", "transformers", "peft", "accelerate", "pydantic", "pyarrow", "numpy", "scipy", "pandas", "statsmodels",
@@ -110,23 +108,6 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: tuple[str, ...], words
     outcome = nullarm(*arguments)
     assert outcome.code == 2
     assert words in outcome.error
-
-
-def on_a_terminal(*arguments: str, **environment: str) -> bytes:
-    """What a command writes when its standard error is a terminal."""
-    ours, theirs = pty.openpty()
-    clean = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
-    command = [sys.executable, "-m", "nullarm", *arguments]
-    subprocess.run(command, stderr=theirs, stdout=theirs, env={**clean, **environment}, check=False)
-    os.close(theirs)
-    written = b""
-    try:
-        while block := os.read(ours, 4096):
-            written += block
-    except OSError:  # the other end is closed and everything is read
-        pass
-    os.close(ours)
-    return written
 
 
 def test_colour_on_a_terminal_unless_it_is_not_wanted() -> None:
