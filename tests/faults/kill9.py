@@ -1,13 +1,13 @@
 """Kill runs of a study with SIGKILL at random instants, resume them, and compare the end with an undisturbed run.
 
     python tests/faults/kill9.py rehearsal --kills 50
-    python tests/faults/kill9.py studies/rank_mechanism_tiny.yaml --kills 50 --life 40 --set seeds=[42,43]
+    python tests/faults/kill9.py rank_mechanism_tiny --kills 50 --life 60
 
 A round is one study directory, from nothing to done. Each life of its coordinator is cut short after a random time, one
 in four by the death of a worker, which the coordinator survives. Rounds go on until the kills are used up, and each is
 checked: the tables are byte for byte those of the undisturbed run, every planned cell has one record and one directory,
-no item occurs twice, no attempt made more than one chunk again that an earlier one had made, and nothing runs on after
-its coordinator. The store is opened after every kill.
+no item occurs twice, no attempt began more than one chunk that an earlier one had begun, and nothing runs on after its
+coordinator. The store is opened after every kill.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tally:
         lines = [
             f"{self.kills} kills ({self.coordinators_killed} coordinators, {self.workers_killed} workers)"
             f" over {self.rounds} rounds",
-            f"{self.attempts} attempts, {self.chunks} chunks made, {self.chunks_redone} of them made again",
+            f"{self.attempts} attempts, {self.chunks} chunks begun, {self.chunks_redone} of them again",
             *(f"FAULT: {fault}" for fault in self.faults or ()),
             "" if self.faults else "every round ended with the tables of the undisturbed run",
         ]
@@ -118,7 +118,7 @@ class Campaign:
         """One study directory, from nothing to done."""
         while True:
             with self.start(root) as process:
-                if tally.kills < kills:
+                while tally.kills < kills and process.poll() is None:
                     self._disturb(process, root, rng, tally)
                 code = process.wait(PATIENCE_S)
             _wait_for_orphans(root, tally)
@@ -143,6 +143,7 @@ class Campaign:
             tally.workers_killed += 1
         else:
             process.kill()
+            process.wait()
             tally.coordinators_killed += 1
 
 
@@ -185,12 +186,12 @@ def cell_faults(root: Path) -> list[str]:
         log = StudyPaths(root).cell(cell_id).log
         worst = max((len(keys) for keys in redone(log.read_text(errors="replace"))), default=0) if log.exists() else 0
         if worst > 1:
-            faults.append(f"one attempt at cell {cell_id} made {worst} chunks again")
+            faults.append(f"one attempt at cell {cell_id} began {worst} chunks again")
     return faults
 
 
 def redone(log: str) -> list[list[str]]:
-    """For each attempt of a cell's log, the chunks it made although an earlier attempt had made them."""
+    """For each attempt of a cell's log, the chunks it began although an earlier attempt had begun them."""
     made: set[str] = set()
     again: list[list[str]] = []
     for attempt in log.split("── attempt ")[1:]:

@@ -67,7 +67,7 @@ def test_an_item_that_occurs_twice_is_found(tmp_path: Path) -> None:
     assert cell_faults(tmp_path / "run") == [f"item a of cell {cell_id} occurs twice" for cell_id in ids]
 
 
-def test_chunks_that_are_made_again_are_counted_per_attempt(root: Path) -> None:
+def test_chunks_that_are_begun_again_are_counted_per_attempt(root: Path) -> None:
     log = (
         "── attempt 1 · now\nchunk a\nchunk b\nchunk c\n"
         "── attempt 2 · now\nchunk c\nchunk d\n"
@@ -77,4 +77,4 @@ def test_chunks_that_are_made_again_are_counted_per_attempt(root: Path) -> None:
     with StudyStore.open(root) as store:
         cell = store.plan.cells[0].id
         store.paths.cell(cell).log.write_text(log)
-    assert cell_faults(root) == [f"one attempt at cell {cell} made 2 chunks again"]
+    assert cell_faults(root) == [f"one attempt at cell {cell} began 2 chunks again"]

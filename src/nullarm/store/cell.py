@@ -145,9 +145,9 @@ class CellWriter:
                 return path.read_bytes()
             with fenced(self.paths, self.attempt):
                 path.unlink(missing_ok=True)
-        data = make()
         with storage_errors(self.paths.log):  # where a worker's output goes; it shows what an interruption has cost
             print(f"chunk {key}", flush=True)
+        data = make()
         name = f"{key}-{sha256_bytes(data)[:HASH_LENGTH]}.{suffix}"
         with fenced(self.paths, self.attempt):
             write_bytes(self.paths.chunks / name, data)
