@@ -13,7 +13,9 @@ from pages import PAGES, ROOT, Block, anchors, blocks, code_words, commands, lin
 
 from nullarm import errors
 from nullarm.cli import COMMANDS, cli
+from nullarm.conduct import prepare
 from nullarm.stats.verdict import Verdict
+from nullarm.store.study_store import analysis_hash
 from nullarm.study.spec import Study
 from nullarm.study.strict_yaml import parse
 
@@ -107,6 +109,14 @@ def test_verdicts_are_those_of_the_code() -> None:
     guide = ROOT / "docs" / "guide" / "verdicts.md"
     assert [_names(row[0])[0] for row in table_rows(README, "Verdicts")] == [v.value for v in Verdict]
     assert all(f"| `{verdict.value}` |" in text_of(guide) for verdict in Verdict)
+
+
+def test_the_closing_block_is_that_of_the_shipped_study() -> None:
+    noted = re.search(r"<!-- plan (\w+) analysis (\w+):", text_of(README))
+    assert noted
+    prepared = prepare("rank_mechanism_tiny")
+    now = (prepared.plan.hash[:12], analysis_hash(prepared.study)[:12])
+    assert noted.groups() == now, "the study has changed: run `nullarm demo`, paste its closing block, note the hashes"
 
 
 def test_commands_are_those_of_the_code() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from nullarm.errors import ForeignStudyError, FormatError, IntegrityError, StorageError, StudyError
-from nullarm.store.atomic import TEMP_PREFIX, make_directory, write_bytes
+from nullarm.store.atomic import TEMP_PREFIX, make_directory, storage_errors, write_bytes
 from nullarm.store.cell import finished, read_failure
 from nullarm.store.files import encode_json, read_json, write_json
 from nullarm.store.journal import Change, Entry, Journal
@@ -19,6 +19,7 @@ from nullarm.store.record import FinishedCell
 from nullarm.study.identity import content_hash
 from nullarm.study.plan import Cell, Plan
 from nullarm.study.spec import FORMAT, Analysis, Study
+from nullarm.study.validate import validated
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,10 @@ class StudyStore:
 
         A cell that it holds as done is only looked at again when its record is gone, so that this is quick.
         """
-        on_disk = {path.name for path in self.paths.cells.iterdir()}
+        cells = self.paths.cells
+        on_disk = (
+            {path.name for path in cells.iterdir()} if cells.is_dir() else set()
+        )  # some copies leave out what is empty
         begun = [e for e in self.journal.entries() if e.id in on_disk or e.state in ("running", "done", "failed")]
         self.journal.update([self._look(entry.id) for entry in begun if not self._stands(entry)])
 
@@ -231,12 +235,14 @@ def read_lock(root: Path) -> Lock:
     try:
         declared = data["declared_analysis"]
         return Lock(
-            study=Study.model_validate(data["study"]),
+            study=validated(Study, data["study"], path.name),
             plan_hash=str(data["plan_hash"]),
-            declared_analysis=None if declared is None else Analysis.model_validate(declared),
+            declared_analysis=None if declared is None else validated(Analysis, declared, path.name),
         )
-    except (KeyError, ValueError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}") from error
+    except StudyError as error:
+        raise IntegrityError(f"{path} is damaged: {error.problem}", value=error.value) from error
+    except KeyError as error:
+        raise IntegrityError(f"{path} is damaged: it has no {error}") from error
 
 
 def _write_lock(paths: StudyPaths, lock: Lock) -> None:
@@ -256,8 +262,9 @@ def _lay_down(paths: CellPaths, cell: Cell) -> None:
 
     The lease that is written next makes the names durable.
     """
-    for directory in (paths.chunks, paths.artefacts, paths.scratch):
-        directory.mkdir(exist_ok=True)
+    with storage_errors(paths.root):
+        for directory in (paths.chunks, paths.artefacts, paths.scratch):
+            directory.mkdir(exist_ok=True)
     data = encode_json(cell.to_json())
     if not paths.cell.exists() or paths.cell.read_bytes() != data:
         write_bytes(paths.cell, data, sync_name=False)

@@ -28,8 +28,6 @@ class Arm(Strict):
     """For a control: the null hypothesis it stands for, in words."""
     replicates: int = Field(default=1, ge=1, le=1000)
     """How many independent draws of this arm each seed gets (the K shuffles of a shuffled control)."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Parameters of the protocol that this arm changes, by dotted name."""
 
     @model_validator(mode="after")
     def _control_states_its_null(self) -> Arm:

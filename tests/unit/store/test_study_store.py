@@ -364,3 +364,30 @@ def test_read_lock_needs_no_index(root: Path) -> None:
     (root / "journal.sqlite").unlink()
     assert read_lock(root).study.name == "little"
     assert not (root / "journal.sqlite").exists()
+
+
+def test_a_copy_without_empty_directories_can_be_opened(root: Path) -> None:
+    laid_down(root).close()
+    (root / "cells").rmdir()
+    with StudyStore.open(root) as store:
+        assert states(store) == ["pending"] * 6
+        finish(store, store.plan.cells[0])
+
+
+def test_a_file_where_a_directory_of_a_cell_should_be_is_a_storage_error(root: Path) -> None:
+    with laid_down(root) as store:
+        paths = store.paths.cell(store.plan.cells[0].id)
+        paths.root.mkdir()
+        paths.chunks.write_text("")
+        with pytest.raises(StorageError, match=r"cannot write .*: File exists; next: check the disk"):
+            store.claim(store.plan.cells[0], Leases())
+
+
+def test_a_lock_file_with_a_wrong_key_is_refused_in_one_line(root: Path) -> None:
+    laid_down(root).close()
+    lock = root / "study.lock.yaml"
+    lock.write_text(lock.read_text().replace("question:", "qestion:", 1))
+    with pytest.raises(IntegrityError) as caught:
+        StudyStore.open(root)
+    words = "is damaged: study.lock.yaml: unknown key 'qestion' (did you mean 'question'?) (and 1 more)"
+    assert words in str(caught.value)
