@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +53,27 @@ def prepare(study: str | Study, *, overrides: Sequence[str] = (), profile: str |
         StudyError: The file is wrong.
     """
     if isinstance(study, str):
-        study = load_study(study_path(study), overrides=overrides, profile=profile)
+        study = load_study(study_path(study), overrides=overrides, profile=profile, check=_check_parameters)
     protocol = find_protocol(study.protocol)
     plan = protocol.plan(study)
     return Prepared(study, protocol, plan, protocol.design(study, plan))
+
+
+def refuse_design(prepared: Prepared) -> None:
+    """Refuse a study that could not answer its question; a rehearsal need not.
+
+    Raises:
+        StudyError: The design cannot reach its α.
+    """
+    if prepared.design.refusals and not prepared.study.smoke:
+        raise StudyError(
+            f"study {prepared.study.name} cannot answer its question: {prepared.design.refusals[0]}",
+            next_command="add seeds or replicates and look again with `nullarm plan`",
+        )
+
+
+def _check_parameters(study: Study, source: str, places: Mapping[str, str]) -> None:
+    find_protocol(study.protocol).parameters(study, source, places)
 
 
 def default_directory(study: Study) -> Path:
@@ -71,11 +88,7 @@ def lay_down(prepared: Prepared, root: Path) -> StudyStore:
         StudyError: The design cannot reach its α: running it would be waste.
         ForeignStudyError: The directory holds another study.
     """
-    if prepared.design.refusals and not prepared.study.smoke:
-        raise StudyError(
-            f"study {prepared.study.name} cannot answer its question: {prepared.design.refusals[0]}",
-            next_command="add seeds or replicates and look again with `nullarm plan`",
-        )
+    refuse_design(prepared)
     return StudyStore.create(root, prepared.study, prepared.plan)
 
 

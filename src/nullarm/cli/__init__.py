@@ -77,10 +77,10 @@ def main() -> None:
     try:
         code = cli.main(prog_name="nullarm", standalone_mode=False)
     except NullarmError as error:
-        _complain(str(error))
+        _complain(str(error), "" if error.next_command else _help_of(sys.argv[1:2]))
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        _complain(error.format_message(), next_command="nullarm --help")
+        _complain(error.format_message().rstrip("."), _help_of(sys.argv[1:2]))
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted; what was committed is kept", next_command="nullarm resume DIR")
@@ -97,6 +97,11 @@ def main() -> None:
         )
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _help_of(words: list[str]) -> str:
+    """The help of the command that was typed, or of all of them."""
+    return " ".join(["nullarm", *(word for word in words if word in COMMANDS), "--help"])
 
 
 def _complain(problem: str, next_command: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -18,18 +19,27 @@ def init(path: Path, source: str) -> None:
 
     if path.exists():
         raise UsageError(f"{path} exists already", next_command="name another file: nullarm init OTHER.yaml")
-    write_bytes(path, _study_text(study_path(source)))
+    write_bytes(path, _named(_study_text(study_path(source)), path.stem))
     click.echo(f"wrote {path}; next: nullarm plan {path}")
 
 
 def _study_text(source: Path) -> bytes:
     """The study file as it is, or the translation of a runbook's bench file; what that cannot carry is said."""
     from nullarm.protocols.rank_mechanism.bench_yaml import is_bench_yaml, translate
+    from nullarm.study.load import load_study
     from nullarm.study.strict_yaml import parse_file
 
     if not is_bench_yaml(parse_file(source).data):
+        load_study(source)  # refuses what is neither
         return source.read_bytes()
     translation = translate(source)
     for key, reason in translation.not_carried.items():
         click.echo(f"not carried: {key}: {reason}", err=True)
     return translation.text(source.name).encode()
+
+
+def _named(text: bytes, name: str) -> bytes:
+    """The study under the name of its file, if that can be one, so that it gets a directory of its own."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", name):
+        return text
+    return re.sub(rb"(?m)^name:.*$", b"name: " + name.encode(), text, count=1)

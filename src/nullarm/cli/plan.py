@@ -44,12 +44,21 @@ def plan(
     facts = _facts(prepared, at_once)
     if as_json:
         print_json({**facts, "cells": [cell.to_json() for cell in prepared.plan]})
+        _refuse(prepared)
         return
     _print_facts(facts)
     if list_cells:
         for cell in prepared.plan:
             needs = ", ".join(f"{role} {need[:8]}" for role, need in cell.needs.items())
             click.echo(f"  {cell.id[:8]}  {cell.label:<34} {duration(cell.estimate.seconds):>8}  {needs}")
+    _refuse(prepared)
+
+
+def _refuse(prepared: Any) -> None:
+    """Raise what `run` would raise, now that everything has been shown."""
+    from nullarm.conduct import refuse_design
+
+    refuse_design(prepared)
 
 
 def _facts(prepared: Any, at_once: int | None) -> dict[str, Any]:
@@ -108,6 +117,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 
 def _effect(effect: float | None, facts: dict[str, Any]) -> str:
+    if facts["refusals"]:
+        return "nothing: the design is refused"
     if effect is None:
         return "unknown: set analysis.expected_sd, or measure it with `nullarm power --pilot DIR`"
     return f"{effect:.4f} in {facts['metric']} at 80 % power; margin δ = {facts['margin']}"

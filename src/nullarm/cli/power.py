@@ -10,12 +10,24 @@ import click
 from nullarm.cli.options import json_option, print_json, study_options
 
 
+def _positive(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise click.BadParameter(f"{value} is not a number above 0", context, option)
+    return value
+
+
 @click.command()
 @study_options
 @click.option("--pilot", type=click.Path(path_type=Path), help="Measure the noise in this study directory.")
 @click.option("--aa", default=None, metavar="ARM[,ARM]", help="Arms of the pilot that differ by chance alone.")
-@click.option("--sd", type=float, default=None, help="Standard deviation between such cells, instead of a pilot.")
-@click.option("--effect", type=float, default=None, help="Effect to detect; the study's margin when left out.")
+@click.option(
+    "--sd",
+    type=float,
+    default=None,
+    callback=_positive,
+    help="Standard deviation between such cells.",
+)
+@click.option("--effect", type=float, default=None, callback=_positive, help="Effect to detect; else the margin.")
 @json_option
 def power(
     study: str, overrides: tuple[str, ...], profile: str | None, pilot: Path | None, aa: str | None, sd: float | None,

@@ -65,13 +65,18 @@ class Protocol(ABC):
     """Raised whenever the code changes what a cell finds: its cells are then new questions."""
     parameters_model: ClassVar[type[Strict]]
 
-    def parameters(self, study: Study) -> Strict:
+    def parameters(self, study: Study, source: str = "", places: Mapping[str, str] | None = None) -> Strict:
         """The study's parameters as typed data.
+
+        Args:
+            study: The study.
+            source: Name of its file, for messages; the study's own name when left out.
+            places: Where each dotted key was said (`file:line`).
 
         Raises:
             StudyError: A key is unknown or a value wrong.
         """
-        return validated(self.parameters_model, study.parameters, study.name, prefix=("parameters",))
+        return validated(self.parameters_model, study.parameters, source or study.name, places, ("parameters",))
 
     @abstractmethod
     def plan(self, study: Study) -> Plan:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import nullarm
 from nullarm.analysis import Analysis, Finding
 from nullarm.report import CellRef, Document, IntervalPlot, IntervalRow, KeyValues, Note, Section, VerdictCard
+from nullarm.stats.verdict import Verdict
 from nullarm.store.study_store import StudyStore
 
 
@@ -29,6 +30,8 @@ def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Sectio
 
 def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
     judged = finding.judgement
+    harmful = judged.verdict is Verdict.HARMFUL
+    settled = judged.verdict in (Verdict.CONFIRMED, Verdict.HARMFUL, Verdict.EQUIVALENT)
     return VerdictCard(
         name=f"{judged.name}: {finding.contrast.treatment} against {finding.contrast.control}",
         verdict=judged.verdict.value,
@@ -37,12 +40,12 @@ def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
         estimate=judged.estimate,
         interval=(judged.interval.low, judged.interval.high) if judged.interval else None,
         level=judged.interval.level if judged.interval else 0.95,
-        test=judged.test,
-        p_value=judged.p,
-        p_adjusted=judged.p_adjusted,
+        test=judged.test + (", in the harmful direction" if harmful else ""),
+        p_value=judged.p_harm if harmful else judged.p,
+        p_adjusted=None if harmful else judged.p_adjusted,
         n=judged.n_seeds,
         n_unit=f"seeds × {judged.n_items} items" if judged.n_items else "seeds",
-        n_needed=judged.n_needed,
+        n_needed=None if settled else judged.n_needed,
         margin=judged.margin or None,
         minimum_detectable_effect=judged.mde,
         cells=finding.cells,

@@ -44,21 +44,24 @@ def _gpus(study: Study, plan: Plan) -> Check:
     memory = max((cell.estimate.memory_bytes for cell in plan), default=0)
     least = min((int(gpu["free_bytes"]) for gpu in found), default=0)
     ok = len(found) >= need and least >= memory
-    detail = f"{len(found)} found, {_gib(least)} free each; a cell needs {need} and about {_gib(memory)}"
+    if not found:
+        cure = "run it on a machine with a GPU, or set resources.gpus=0"
+        return Check("gpu", False, f"0 found; a cell needs {need} with about {_size(memory)}", cure)
+    detail = f"{len(found)} found, {_size(least)} free each; a cell needs {need} and about {_size(memory)}"
     return Check("gpu", ok, detail, "rent a larger GPU, or lower parameters.training.batch_size")
 
 
 def _memory(plan: Plan) -> Check:
     need = max((cell.estimate.memory_bytes for cell in plan), default=0)
     free = memory_bytes()
-    return Check("memory", free >= need or bool(gpus()), f"{_gib(free)} available, a cell needs about {_gib(need)}",
+    return Check("memory", free >= need or bool(gpus()), f"{_size(free)} available, a cell needs about {_size(need)}",
                  "run fewer cells at a time: --at-once 1")  # fmt: skip
 
 
 def _disk(plan: Plan, root: Path) -> Check:
     free = shutil.disk_usage(existing_parent(root)).free
     need = int(plan.disk_bytes * DISK_RESERVE)
-    detail = f"{_gib(free)} free at {existing_parent(root)}, the study needs about {_gib(need)}"
+    detail = f"{_size(free)} free at {existing_parent(root)}, the study needs about {_size(need)}"
     return Check("disk", free >= need, detail, "choose a larger disk with --dir")
 
 
@@ -72,9 +75,9 @@ def _cache(plan: Plan) -> Check:
         return Check("cache", True, "no hub downloads")
     free = shutil.disk_usage(existing_parent(home)).free
     need = 2 * max((cell.estimate.memory_bytes for cell in plan), default=0)
-    detail = f"HF_HOME={home}, {_gib(free)} free, {', '.join(hub)} may need {_gib(need)}"
+    detail = f"HF_HOME={home}, {_size(free)} free, {', '.join(hub)} may need {_size(need)}"
     return Check("cache", free >= need, detail, "export HF_HOME=/path/on/the/big/disk")
 
 
-def _gib(count: float) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
+def _size(count: float) -> str:
+    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"

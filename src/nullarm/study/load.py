@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def load_study(
     overrides: Sequence[str] = (),
     profile: str | None = None,
     environment: Mapping[str, str] | None = None,
+    check: Callable[[Study, str, Mapping[str, str]], object] = lambda study, source, places: None,
 ) -> Study:
     """Read a study file.
 
@@ -30,6 +31,8 @@ def load_study(
         overrides: `dotted.key=value` settings, applied last; the value is YAML.
         profile: Name of a profile of the file to apply.
         environment: Where `DEV_MODE` is looked up; the process environment when left out.
+        check: Looks at the study further (at its protocol's parameters), told the name of the file and where each key
+            was said.
 
     Raises:
         StudyError: The file, a profile or an override is wrong.
@@ -53,7 +56,9 @@ def load_study(
             valid=f"up to {FORMAT}",
             next_command="pip install --upgrade nullarm",
         )
-    return validated(Study, data, str(path), places)
+    study = validated(Study, data, str(path), places)
+    check(study, str(path), places)
+    return study
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,18 +135,18 @@ class _Builder:
         if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
             return text.lower() == "true"
         if _NOT_FINITE.fullmatch(text):
-            raise self.refuse(node, f"{'.'.join(path)}: {text} is not a finite number")
+            raise self.refuse(node, f"{'.'.join(path) or 'the value'}: {text} is not a finite number")
         return self.number(node, text, path)
 
     def number(self, node: yaml.ScalarNode, text: str, path: tuple[str, ...]) -> int | float | str:
         if _INT.fullmatch(text):
             if len(text) > 100:
-                raise self.refuse(node, f"{'.'.join(path)}: the number has {len(text)} digits")
+                raise self.refuse(node, f"{'.'.join(path) or 'the value'}: the number has {len(text)} digits")
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
         if _FLOAT.fullmatch(text):
             value = float(text)
             if not math.isfinite(value):
-                raise self.refuse(node, f"{'.'.join(path)}: {text} is not a finite number")
+                raise self.refuse(node, f"{'.'.join(path) or 'the value'}: {text} is not a finite number")
             return value
         return text
 

@@ -28,6 +28,8 @@ def jsonl(tmp_path: Path) -> Write:
     def make(**lines: str | list[Row]) -> Jsonl:
         for split in ("train", "dev", "test"):
             content = lines.get(split, plain(2))
+            if isinstance(content, list) and split != "test":  # no question may stand in two splits
+                content = [{**row, "prompt": f"({split}) {row['prompt']}"} for row in content]
             path = tmp_path / f"{split}.jsonl"
             path.write_text(content) if isinstance(content, str) else write(path, content)
         train, dev, test = (str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test"))
@@ -48,7 +50,7 @@ def test_lines_become_items(jsonl: Write) -> None:
 
 
 def test_blank_lines_are_passed_over_and_counted(jsonl: Write) -> None:
-    line = json.dumps(plain(1)[0])
+    line = json.dumps({"prompt": "p", "completion": "c"})
     assert [i.id for i in jsonl(dev=f"\n{line}\n\n{line}\n").items("dev")] == ["dev:2", "dev:4"]
 
 
@@ -92,6 +94,12 @@ def test_a_duplicate_id_is_found_across_splits(jsonl: Write) -> None:
 def test_choices_in_some_lines_only_are_refused(jsonl: Write) -> None:
     with pytest.raises(DatasetError, match="some lines have choices and some have none"):
         jsonl(test=[{**plain(1)[0], "choices": [" 3.", " 4."]}]).items("test")
+
+
+def test_a_question_in_two_splits_is_refused(jsonl: Write) -> None:
+    leaked = json.dumps({"prompt": "p", "completion": "c"})
+    with pytest.raises(DatasetError, match=r"the same prompt and completion stand in train and in test; got 'p'"):
+        jsonl(train=leaked, test=leaked).items("dev")
 
 
 def test_a_missing_split_is_named() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -76,6 +76,7 @@ class Jsonl(Task):
                         valid="ids that are unique over all splits",
                     )
                 seen[item.id] = name
+        _refuse_leaks(by_split)
         if len({bool(item.choices) for items in by_split.values() for item in items}) == 2:
             raise DatasetError("some lines have choices and some have none", valid="choices in every line or in none")
         return by_split[split]
@@ -109,6 +110,21 @@ class Jsonl(Task):
     def _read(self, split: Split) -> list[Item]:
         path = self._path(split)
         return [_item(row, split, number, f"{path}, line {number}") for number, row in read_jsonl(path)]
+
+
+def _refuse_leaks(by_split: Mapping[Split, Sequence[Item]]) -> None:
+    """Refuse the same question in two splits: what was trained on, or gated on, must not be tested on."""
+    asked: dict[tuple[str, str], Split] = {}
+    for name, items in by_split.items():
+        for item in items:
+            first = asked.setdefault((item.prompt, item.answer), name)
+            if first != name:
+                raise DatasetError(
+                    f"the same prompt and completion stand in {first} and in {name}",
+                    value=item.prompt,
+                    valid="splits that share no item",
+                    next_command="take it out of one of the two files",
+                )
 
 
 def _item(row: Row, split: Split, number: int, where: str) -> Item:

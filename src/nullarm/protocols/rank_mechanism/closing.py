@@ -122,7 +122,9 @@ def show_numbers(judged: Judgement) -> str:
     parts = [show_effect(judged.estimate, decimals)]
     if judged.interval:
         parts.append(f"{show_percent(judged.interval.level)} interval {show_interval(interval, decimals)}")
-    if judged.p is not None:
+    if judged.verdict is Verdict.HARMFUL and judged.p_harm is not None:
+        parts.append(f"p of harm = {show_p(judged.p_harm)}")
+    elif judged.p is not None:
         adjusted = "" if judged.p_adjusted is None else f" (adjusted {show_p(judged.p_adjusted)})"
         parts.append(f"p = {show_p(judged.p)}{adjusted}")
     if judged.n_seeds is not None:

@@ -175,7 +175,8 @@ def _distances(store: StudyStore) -> Iterator[Block]:
     cells = []
     for cell, done in _finished(store, "allocate"):
         allocation = done.json("allocation")
-        for arm, distance in allocation["distances"].items():
+        for arm in _map_keys(store, allocation["maps"]):
+            distance = allocation["distances"][arm]
             rows.append((cell.seed, arm, distance["hamming"], distance["rank_change"], allocation["parameters"][arm],
                          allocation["distinct_permutations"]))  # fmt: skip
             cells.append((cell.id,))
