@@ -333,6 +333,7 @@ def test_closing_without_work_is_no_error(contender: Contender) -> None:
     engine = contender.make()
     engine.close()
     engine.close()
+    assert engine.poll(0) == []
 
 
 @engines_with_processes

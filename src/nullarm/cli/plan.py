@@ -37,27 +37,20 @@ def plan(
     list_cells: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show cells, power, time, disk and cost before anything runs."""
-    from nullarm.conduct import prepare
+    from nullarm.conduct import prepare, refuse_design
 
     device_override = (f"resources.device={device}",) if device else ()
     prepared = prepare(study, overrides=(*overrides, *device_override), profile=profile)
     facts = _facts(prepared, at_once)
     if as_json:
         print_json({**facts, "cells": [cell.to_json() for cell in prepared.plan]})
-        _refuse(prepared)
+        refuse_design(prepared)
         return
     _print_facts(facts)
     if list_cells:
         for cell in prepared.plan:
             needs = ", ".join(f"{role} {need[:8]}" for role, need in cell.needs.items())
             click.echo(f"  {cell.id[:8]}  {cell.label:<34} {duration(cell.estimate.seconds):>8}  {needs}")
-    _refuse(prepared)
-
-
-def _refuse(prepared: Any) -> None:
-    """Raise what `run` would raise, now that everything has been shown."""
-    from nullarm.conduct import refuse_design
-
     refuse_design(prepared)
 
 

@@ -158,9 +158,8 @@ class StudyStore:
         A cell that it holds as done is only looked at again when its record is gone, so that this is quick.
         """
         cells = self.paths.cells
-        on_disk = (
-            {path.name for path in cells.iterdir()} if cells.is_dir() else set()
-        )  # some copies leave out what is empty
+        # Some ways of copying leave out a directory that is empty.
+        on_disk = {path.name for path in cells.iterdir()} if cells.is_dir() else set()
         begun = [e for e in self.journal.entries() if e.id in on_disk or e.state in ("running", "done", "failed")]
         self.journal.update([self._look(entry.id) for entry in begun if not self._stands(entry)])
 
