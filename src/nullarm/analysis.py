@@ -10,6 +10,8 @@ import numpy as np
 
 from nullarm.errors import InvalidResult, StudyError
 from nullarm.stats.design import Design as ContrastDesign
+from nullarm.stats.design import TestName
+from nullarm.stats.evidence import by_item
 from nullarm.stats.judge import (
     apply_holm,
     judge_equivalence,
@@ -127,7 +129,9 @@ def write_analysis(store: StudyStore, analysis: Analysis) -> None:
 def least_attainable_p(study: Study) -> dict[str, float | None]:
     """Of each declared contrast; None where the test has no such bound."""
     designs = {c.name: contrast_design(study, c) for c in study.analysis.contrasts}
-    return {name: design.least_p if design.test != "paired_t" else None for name, design in designs.items()}
+    return {
+        name: design.least_p if design.test == "within_seed_randomisation" else None for name, design in designs.items()
+    }
 
 
 def refusals(study: Study) -> tuple[str, ...]:
@@ -139,10 +143,10 @@ def refusals(study: Study) -> tuple[str, ...]:
 def primary_effect(study: Study) -> float | None:
     """Minimum detectable effect of the primary contrast at 80 % power, in units of the metric.
 
-    None without an expected standard deviation, or when the design can show nothing at all.
+    None without an expected standard deviation, when the design can show nothing at all, and when items are its units.
     """
     design = contrast_design(study, study.analysis.primary)
-    if study.analysis.expected_sd is None or design.fault():
+    if study.analysis.expected_sd is None or design.fault() or design.test == "paired_items":
         return None
     noise = Noise(study.analysis.expected_sd)
     return minimum_detectable_effect(design, noise, rng=np.random.default_rng(study.analysis.seed))
@@ -223,12 +227,17 @@ def _judge_paired(study: Study, contrast: Contrast, paired: PairedScores, margin
         "alpha": analysis.alpha, "margin": margin, "rng": rng,
         "clusters": paired.clusters, "resamples": analysis.resamples,
     }  # fmt: skip
+    if contrast.test == "paired_items":
+        clustered = paired.clusters is not None
+        treated, controls = by_item(treated, controls, paired.clusters)
+        shared |= {"clusters": None, "unit": "clusters" if clustered else "items"}
+    test: TestName = "paired_t" if contrast.test == "paired_items" else contrast.test
     if contrast.kind == "equivalence":
         return judge_equivalence(contrast.name, treated, controls, **shared)
     if contrast.kind == "non_inferiority":
         return judge_non_inferiority(contrast.name, treated, controls, **shared)
     draws = analysis.resamples - 1
-    return judge_superiority(contrast.name, treated, controls, test=contrast.test, draws=draws, **shared)
+    return judge_superiority(contrast.name, treated, controls, test=test, draws=draws, **shared)
 
 
 def _complete_seeds(scores: LongScores, study: Study, arms: Sequence[str]) -> list[int]:

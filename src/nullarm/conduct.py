@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nullarm.analysis import Analysis, write_analysis
 from nullarm.engines.base import Engine
-from nullarm.errors import StudyError
+from nullarm.errors import StudyError, UsageError, nearest
 from nullarm.protocols import find_protocol
 from nullarm.protocols.base import Design, Protocol
 from nullarm.report import write_html, write_markdown
@@ -26,7 +27,7 @@ class Prepared:
     """A study that was read, planned and found able to answer its question."""
 
     study: Study
-    protocol: Protocol
+    protocol: Protocol[Any]
     plan: Plan
     design: Design
 
@@ -97,12 +98,29 @@ def run(
     engine: Engine,
     observer: Callable[[RunState], None] = lambda state: None,
     should_stop: Callable[[], bool] = lambda: False,
+    entries: Sequence[str] = (),
 ) -> RunResult:
-    """Run every open cell; see `Runner.run` for what it raises."""
+    """Run every open cell, or those of the arms `entries` and what they need; see `Runner.run` for what it raises.
+
+    What the protocol writes of a single cell is written as soon as it ends.
+
+    Raises:
+        UsageError: An entry is not an arm of the study.
+    """
+    protocol = find_protocol(store.lock.study.protocol)
+    only = _cells_of(store, entries) if entries else None
     try:
-        return Runner(store, engine, observer, should_stop).run()
+        return Runner(store, engine, observer, should_stop, only, lambda cell: protocol.harvest(store, cell)).run()
     finally:
         engine.close()
+
+
+def _cells_of(store: StudyStore, entries: Sequence[str]) -> set[str]:
+    arms = store.lock.study.arms
+    for entry in entries:
+        if entry not in arms:
+            raise UsageError(f"the study has no arm {entry!r}{nearest(entry, arms)}", valid=sorted(arms))
+    return store.plan.closure(cell.id for cell in store.plan if cell.arm in entries)
 
 
 def conclude(store: StudyStore) -> Conclusion:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -58,6 +58,8 @@ class Runner:
         engine: Where cells run.
         observer: Called with the state about twice a second.
         should_stop: Looked at between polls; running cells are then stopped at a safe point.
+        only: Ids of the cells to run, everything that they need among them; all when None.
+        on_finished: Told of every cell that this run has seen finished.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Runner:
         engine: Engine,
         observer: Callable[[RunState], None] = lambda state: None,
         should_stop: Callable[[], bool] = lambda: False,
+        only: Collection[str] | None = None,
+        on_finished: Callable[[Cell], None] = lambda cell: None,
     ) -> None:
         self._store = store
         self._study = store.lock.study
@@ -78,7 +82,9 @@ class Runner:
         self._tries: dict[str, int] = {}
         self._stopping = False
         self._result = RunResult()
-        self._graph = _Graph(store.plan.cells)
+        self._on_finished = on_finished
+        self._cells = [cell for cell in store.plan if only is None or cell.id in only]
+        self._graph = _Graph(self._cells)
         self._started = time.time()
         self._monotonic = time.monotonic()
 
@@ -104,7 +110,7 @@ class Runner:
         return self._result
 
     def _take_stock(self) -> None:
-        for cell in self._store.plan:
+        for cell in self._cells:
             if finished := self._store.finished(cell.id):
                 discard_scratch(finished.paths)
                 self._accept(cell, finished)
@@ -163,6 +169,7 @@ class Runner:
         self._leases.release(paths)
         if finished := self._store.observe(cell.id):
             self._accept(cell, finished)
+            self._on_finished(cell)
         elif failure:
             self._fail(cell, str(failure))
         else:

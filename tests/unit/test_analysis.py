@@ -139,3 +139,18 @@ def _randomised() -> dict[str, object]:
         "name": "effect", "treatment": "treated", "control": "sham", "test": "within_seed_randomisation",
         "primary": True,
     }  # fmt: skip
+
+
+def test_items_can_be_the_units_of_a_study_with_one_seed(tmp_path: Path) -> None:
+    contrast = {"name": "effect", "treatment": "treated", "control": "sham", "test": "paired_items", "primary": True}
+    changes: dict[str, Any] = {"seeds": [0], "analysis.contrasts": [contrast]}
+    asked = study(changes)
+    assert refusals(asked) == ()
+    assert least_attainable_p(asked) == {"effect": None}
+    assert primary_effect(asked) is None
+    for clusters, unit, count in ((False, "items", 20), (True, "clusters", 4)):
+        store = laid_down(tmp_path / unit, changes)
+        fill(store, 0.3, clusters=clusters)
+        judgement = analyse(store, ("measure",)).primary.judgement
+        assert judgement.verdict == "CONFIRMED"
+        assert (judgement.unit, judgement.n_seeds) == (unit, count)

@@ -13,7 +13,7 @@ from nullarm import runner as module
 from nullarm.conduct import run
 from nullarm.engines.base import Ended, Job, Progress
 from nullarm.engines.inline import InlineEngine
-from nullarm.errors import BudgetExceeded, Preempted, StorageError
+from nullarm.errors import BudgetExceeded, Preempted, StorageError, UsageError
 from nullarm.runner import Runner, RunState
 from nullarm.store.cell import CellWriter, Failure, write_failure
 from nullarm.store.lease import Leases, Owner, read_lease
@@ -361,3 +361,21 @@ def test_working_files_that_a_kill_left_beside_a_record_are_removed(tmp_path: Pa
     left.mkdir(parents=True)
     run(store, ScriptedEngine(committing()))
     assert not left.parent.parent.exists()
+
+
+def test_entries_run_alone_with_what_they_need_and_are_told_one_by_one(tmp_path: Path) -> None:
+    store = laid_down(tmp_path / "run")
+    told: list[str] = []
+    chosen = store.plan.closure(cell.id for cell in store.plan if cell.arm == "sham")
+    engine = ScriptedEngine(committing())
+    result = Runner(store, engine, only=chosen, on_finished=lambda cell: told.append(cell.id)).run()
+    assert {store.plan.by_id[i].arm for i in told} == {"sham", None}
+    assert sorted(told) == sorted(result.done) == sorted(chosen)
+    assert states(store).count("pending") == 2
+    assert sorted(run(store, ScriptedEngine(committing())).done) == sorted(store.plan.by_id)
+
+
+def test_an_entry_that_is_no_arm_is_named(tmp_path: Path) -> None:
+    store = laid_down(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"the study has no arm 'shan'.*sham.*valid: sham, treated"):
+        run(store, ScriptedEngine(committing()), entries=["shan"])

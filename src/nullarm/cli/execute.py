@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nullarm.cli.options import print_json
+from nullarm.cli.options import Launch, print_json
 from nullarm.cli.progress import ProgressView
-from nullarm.errors import CellsFailed, Inconclusive, Interrupted, InvalidResult, Undertrained
+from nullarm.errors import CellsFailed, Inconclusive, Interrupted, InvalidResult, Undertrained, UsageError
 
 if TYPE_CHECKING:
     from nullarm.conduct import Conclusion
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from nullarm.store.study_store import StudyStore
 
 
-def execute(store: StudyStore, engine: str, at_once: int | None, *, require_verdict: bool, as_json: bool) -> None:
+def execute(store: StudyStore, launch: Launch, *, require_verdict: bool, as_json: bool) -> None:
     """Run, conclude, print.
 
     Raises:
@@ -34,9 +36,12 @@ def execute(store: StudyStore, engine: str, at_once: int | None, *, require_verd
     """
     from nullarm.conduct import conclude
 
+    use_device(launch.device)
+    for cell_id, problem in (store.verify() if launch.skip_existing else {}).items():
+        click.echo(f"not skipped: {cell_id}: {problem}", err=True)
     result = None
     if any(store.finished(cell.id) is None for cell in store.plan):
-        result = _run_open_cells(store, engine, at_once)
+        result = _run_open_cells(store, launch)
     else:
         click.echo("everything is done: no cell is open", err=True)
     conclusion = conclude(store)
@@ -50,17 +55,33 @@ def execute(store: StudyStore, engine: str, at_once: int | None, *, require_verd
     raise_for(store, result, conclusion, require_verdict=require_verdict)
 
 
-def _run_open_cells(store: StudyStore, engine: str, at_once: int | None) -> RunResult:
+def _run_open_cells(store: StudyStore, launch: Launch) -> RunResult:
     from nullarm.conduct import run
     from nullarm.training.signals import stop_on_signals
 
     try:
         with ProgressView() as view, stop_on_signals() as stop:
-            return run(store, make_engine(store, engine, at_once, stop), view.show, stop)
+            engine = make_engine(store, launch.engine, launch.at_once, stop)
+            return run(store, engine, view.show, stop, launch.entries)
     except KeyboardInterrupt as error:
         raise Interrupted(
             "interrupted; what was committed is kept", next_command=f"nullarm resume {store.paths.root}"
         ) from error
+
+
+def use_device(name: str | None) -> None:
+    """Let this process and its workers see only the named device.
+
+    Raises:
+        UsageError: It is not the name of one.
+    """
+    if name is None:
+        return
+    found = re.fullmatch(r"cpu|cuda(?::(\d+(?:,\d+)*))?", name)
+    if not found:
+        raise UsageError("--device names no device", value=name, valid="cpu, cuda, cuda:0, cuda:0,1")
+    if name == "cpu" or found[1]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = found[1] or ""
 
 
 def raise_for(store: StudyStore, result: RunResult | None, conclusion: Conclusion, *, require_verdict: bool) -> None:
@@ -101,10 +122,9 @@ def make_engine(store: StudyStore, name: str, at_once: int | None, should_stop: 
     return LocalEngine(resources.cpus, resources.gpus, at_once)
 
 
-def detach(paths: StudyPaths, engine: str, at_once: int | None, *, require_verdict: bool) -> None:
+def detach(paths: StudyPaths, launch: Launch, *, require_verdict: bool) -> None:
     """Start `nullarm resume` in a session of its own, which the end of this terminal does not reach."""
-    command = [sys.executable, "-m", "nullarm", "resume", str(paths.root.absolute()), "--engine", engine]
-    command += ["--at-once", str(at_once)] if at_once else []
+    command = [sys.executable, "-m", "nullarm", "resume", str(paths.root.absolute()), *launch.words]
     command += ["--require-verdict"] if require_verdict else []
     with open(paths.coordinator_log, "ab") as log:
         process = subprocess.Popen(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,18 +46,57 @@ def json_option(function: FunctionT) -> FunctionT:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(function)
 
 
-def engine_options(function: FunctionT) -> FunctionT:
-    """Where cells run."""
+@dataclass(frozen=True)
+class Launch:
+    """Where cells run, and which of them."""
+
+    engine: str
+    at_once: int | None
+    device: str | None
+    entries: tuple[str, ...]
+    skip_existing: bool
+
+    @property
+    def words(self) -> list[str]:
+        """The same as options of a command line."""
+        words = ["--engine", self.engine]
+        words += ["--at-once", str(self.at_once)] if self.at_once else []
+        words += ["--device", self.device] if self.device else []
+        words += ["--entries", ",".join(self.entries)] if self.entries else []
+        return [*words, "--skip-existing"] if self.skip_existing else words
+
+
+def launch_options(function: FunctionT) -> FunctionT:
+    """Where cells run, and which of them, as one argument `launch`."""
+
+    @wraps(function)
+    def collected(
+        *args: Any, engine: str, at_once: int | None, device: str | None, entries: tuple[str, ...],
+        skip_existing: bool, **more: Any,
+    ) -> Any:  # fmt: skip
+        named = tuple(name for entry in entries for name in entry.split(",") if name)
+        return function(*args, launch=Launch(engine, at_once, device, named, skip_existing), **more)
+
+    decorated: Any = collected
     for decorate in (
+        click.option(
+            "--skip-existing", is_flag=True,
+            help="Check every artefact of finished cells against its hash first; damaged cells run again.",
+        ),
+        click.option(
+            "--entries", multiple=True, metavar="ARM[,ARM…]", help="Run only the cells of these arms; repeatable."
+        ),
+        click.option("--device", metavar="NAME", help="Run on cpu, cuda, or these GPUs: cuda:0 or cuda:0,1."),
         click.option(
             "--at-once", type=click.IntRange(1), help="Cells at a time; all shares of the machine when left out."
         ),
         click.option(
             "--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Where cells run."
         ),
-    ):
-        function = decorate(function)
-    return function
+    ):  # fmt: skip
+        decorated = decorate(decorated)
+    result: FunctionT = decorated
+    return result
 
 
 def print_json(value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nullarm.errors import StudyError, nearest
 
@@ -16,7 +16,7 @@ BUILT_IN = {
 }
 
 
-def find_protocol(name: str) -> Protocol:
+def find_protocol(name: str) -> Protocol[Any]:
     """The protocol called `name`: a built-in one, or `package.module:Class` of your own.
 
     Raises:
@@ -35,4 +35,5 @@ def find_protocol(name: str) -> Protocol:
         ) from error
     if not (isinstance(found, type) and issubclass(found, Protocol)):
         raise StudyError(f"{name!r} is not a nullarm Protocol", valid=[*BUILT_IN, "package.module:Class"])
-    return found()
+    protocol: Protocol[Any] = found()
+    return protocol

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from nullarm.errors import StudyError
 from nullarm.sites.preflight import Check
@@ -57,15 +57,18 @@ class Design:
     """Reasons for which the study must not run as it is."""
 
 
-class Protocol(ABC):
+ParametersT = TypeVar("ParametersT", bound=Strict)
+
+
+class Protocol(ABC, Generic[ParametersT]):
     """One kind of study. Importing a protocol imports no torch; `run_cell` does, inside the worker."""
 
     name: ClassVar[str]
     version: ClassVar[int]
     """Raised whenever the code changes what a cell finds: its cells are then new questions."""
-    parameters_model: ClassVar[type[Strict]]
+    parameters_model: type[ParametersT]
 
-    def parameters(self, study: Study, source: str = "", places: Mapping[str, str] | None = None) -> Strict:
+    def parameters(self, study: Study, source: str = "", places: Mapping[str, str] | None = None) -> ParametersT:
         """The study's parameters as typed data.
 
         Args:
@@ -97,6 +100,10 @@ class Protocol(ABC):
     @abstractmethod
     def run_cell(self, context: CellContext) -> CellResult:
         """Do the work of one cell: chunks and artefacts through `context.writer`, the rest as the result."""
+
+    @abstractmethod
+    def harvest(self, store: StudyStore, cell: Cell) -> None:
+        """Write what a single finished cell is worth to its user, while others still run."""
 
     @abstractmethod
     def analyse(self, store: StudyStore) -> Analysis:

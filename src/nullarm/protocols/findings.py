@@ -44,7 +44,7 @@ def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
         p_value=judged.p_harm if harmful else judged.p,
         p_adjusted=None if harmful else judged.p_adjusted,
         n=judged.n_seeds,
-        n_unit=f"seeds × {judged.n_items} items" if judged.n_items else "seeds",
+        n_unit=f"{judged.unit} × {judged.n_items} items" if judged.n_items else judged.unit,
         n_needed=None if settled else judged.n_needed,
         margin=judged.margin or None,
         minimum_detectable_effect=judged.mde,

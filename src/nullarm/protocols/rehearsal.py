@@ -43,12 +43,12 @@ class RehearsalParameters(Strict):
     """Arms whose cells raise an error."""
 
 
-class Rehearsal(Protocol):
+class Rehearsal(Protocol[RehearsalParameters]):
     """Cells without models."""
 
     name: ClassVar[str] = "rehearsal"
     version: ClassVar[int] = 1
-    parameters_model: ClassVar[type[Strict]] = RehearsalParameters
+    parameters_model = RehearsalParameters
 
     def plan(self, study: Study) -> Plan:
         """One `prepare` cell per seed, and a `measure` cell per seed, arm and replicate."""
@@ -121,6 +121,9 @@ class Rehearsal(Protocol):
     def _noise(self, cell: Cell, items: int) -> tuple[float, np.ndarray]:
         rng = np.random.default_rng(int(content_hash([cell.seed, cell.arm, cell.replicate])[:16], 16))
         return float(rng.normal()), rng.normal(size=items)
+
+    def harvest(self, store: StudyStore, cell: Cell) -> None:
+        """Nothing: a rehearsal leaves tables only."""
 
     def analyse(self, store: StudyStore) -> Analysis:
         """The declared contrasts."""

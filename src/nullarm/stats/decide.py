@@ -44,6 +44,7 @@ def decide(evidence: Evidence, adjusted: PValues | None = None) -> Judgement:
         test=evidence.test,
         reason=reason(evidence, verdict, p, adjusted is not None),
         p_harm=evidence.p.harmful,
+        unit=evidence.unit,
         evidence=evidence,
     )
 

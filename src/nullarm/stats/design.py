@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from nullarm.errors import StudyError
 from nullarm.stats.randomisation import EXACT_LIMIT, arrangement_count, least_attainable_p
 
-TestName = Literal["within_seed_randomisation", "paired_t"]
+TestName = Literal["within_seed_randomisation", "paired_t", "paired_items"]
 TESTS: tuple[str, ...] = get_args(TestName)
 
 
@@ -20,7 +20,8 @@ class Design:
         seeds: Independent seeds, S.
         controls: Controls per seed, K.
         alpha: Level of each one-sided claim.
-        test: The test that carries the level.
+        test: The test that carries the level. `paired_items` takes items (or their clusters) for its units, not
+            seeds: how many there will be is not known before they are scored.
         draws: Random arrangements where they are too many to enumerate.
         family: Contrasts corrected together by Holm; the strictest of them faces α / family.
     """
@@ -45,7 +46,7 @@ class Design:
     @property
     def least_p(self) -> float:
         """The smallest p-value the test can give; a t-test has no floor."""
-        if self.test == "paired_t":
+        if self.test != "within_seed_randomisation":
             return 0.0
         return least_attainable_p(self.seeds, self.controls, self.draws)
 
@@ -55,6 +56,8 @@ class Design:
             return f"the test {self.test!r} is unknown; valid: {', '.join(TESTS)}"
         if not 0 < self.alpha < 0.5 or self.family < 1:
             return f"α = {self.alpha:g} over a family of {self.family} is not a level; α lies between 0 and 0.5"
+        if self.test == "paired_items":
+            return None
         if self.seeds < 2 or self.controls < 1:
             return (
                 f"{self.seeds} seed(s) with {self.controls} control(s) each: "

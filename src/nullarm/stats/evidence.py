@@ -1,8 +1,8 @@
 """From scores to `Evidence`: one contrast, everything the numbers say, nothing decided yet.
 
-The seed is the unit of every test (items of one model are not independent trials of a training recipe); items enter
-through the bootstrap interval. The checks run from the crudest fault to the finest, and the first one found is the
-obstacle that settles the verdict.
+The seed is the unit of a test about a training recipe (items of one model are not independent trials of it); items
+enter through the bootstrap interval. About two given models the item is the unit: `by_item` turns the scores round. The
+checks run from the crudest fault to the finest, and the first one found is the obstacle that settles the verdict.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from nullarm.errors import InvalidResult, UsageError
 from nullarm.stats.arrays import Floats, as_array
-from nullarm.stats.bootstrap import IntervalMethod, two_way_bootstrap
+from nullarm.stats.bootstrap import Bootstrap, IntervalMethod, two_way_bootstrap
 from nullarm.stats.design import TESTS, Design, TestName
 from nullarm.stats.equivalence import tost
 from nullarm.stats.noise import Noise, noise_of_contrast
 from nullarm.stats.paired import Summary, TTest, paired_t, welch_from_summary
 from nullarm.stats.randomisation import EXACT_LIMIT, arrangement_count, within_seed_randomisation
-from nullarm.stats.verdict import Evidence, PValues, Question, Verdict
+from nullarm.stats.verdict import Evidence, Interval, PValues, Question, Unit, Verdict
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Rule:
         resamples: Draws of the bootstrap.
         draws: Random arrangements of the randomisation test, where they are too many to enumerate.
         interval: How the bootstrap interval is read.
+        unit: What the rows of the score matrices are, for people.
     """
 
     alpha: float
@@ -41,6 +42,7 @@ class Rule:
     resamples: int = 4_000
     draws: int = 9_999
     interval: IntervalMethod = "percentile"
+    unit: Unit = "seeds"
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 0.5:
@@ -49,6 +51,30 @@ class Rule:
             raise UsageError("the margin δ is negative or not finite", value=self.margin, valid="≥ 0")
         if min(self.resamples, self.draws) < 1:
             raise UsageError("the analysis draws nothing", value=(self.resamples, self.draws), valid="≥ 1")
+
+
+def by_item(
+    treated: npt.ArrayLike, controls: npt.ArrayLike, clusters: npt.ArrayLike | None = None
+) -> tuple[Floats, Floats]:
+    """Scores with the item as the unit: means over seeds and replicates, and over the items of a cluster.
+
+    Args:
+        treated: [seeds, items] scores.
+        controls: [seeds, K, items] scores.
+        clusters: [items] cluster of each item; None when items are independent.
+
+    Returns:
+        [units, 1] and [units, 1, 1], a unit being an item or a cluster.
+
+    Raises:
+        InvalidResult: Arrays of the wrong shape.
+    """
+    first, rest = _lined_up(treated, controls)
+    codes = np.arange(first.shape[1]) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    ours = np.bincount(codes, weights=first.mean(axis=0)) / sizes
+    theirs = np.bincount(codes, weights=rest.mean(axis=(0, 1))) / sizes
+    return ours[:, None], theirs[:, None, None]
 
 
 def superiority_evidence(
@@ -160,25 +186,31 @@ def _evidence(
     seeds, k, items = rest.shape
     design = Design(seeds, k, rule.alpha, test, rule.draws)
     blank = Evidence(
-        name, question, _words(question, design), rule.alpha, rule.margin, n_seeds=seeds, n_items=items, design=design
-    )
-    obstacle = _obstacle(first, rest, design)
+        name, question, _words(question, design, rule.unit), rule.alpha, rule.margin, unit=rule.unit, n_seeds=seeds,
+        n_items=items if rule.unit == "seeds" else None, design=design,
+    )  # fmt: skip
+    obstacle = _obstacle(first, rest, design, rule.unit)
     if obstacle is not None:
         return _obstructed(blank, *obstacle)
     differences = first - rest.mean(axis=1)
     t = paired_t(differences.mean(axis=1))
     p = _p_values(question, first.mean(axis=1), rest.mean(axis=2), t, rule, test, rng)
     if p is None:
-        reason = f"all {seeds} seeds differ by exactly the same amount, so a t-test has no spread to test against"
+        reason = f"all {seeds} {rule.unit} differ by exactly the same amount, so a t-test has no spread to test against"
         return _obstructed(blank, Verdict.INSUFFICIENT_DATA, reason)
     bootstrap = two_way_bootstrap(differences, clusters=clusters, resamples=rule.resamples, rng=rng)
     return replace(
         blank,
         estimate=bootstrap.estimate,
-        interval=bootstrap.interval(design.level, rule.interval),
+        interval=_interval(bootstrap, design.level, rule),
         p=p,
         noise=noise_of_contrast(first.mean(axis=1), rest.mean(axis=2), item_effect_se=bootstrap.item_se),
     )
+
+
+def _interval(bootstrap: Bootstrap, level: float, rule: Rule) -> Interval:
+    interval = bootstrap.interval(level, rule.interval)
+    return interval if rule.unit == "seeds" else replace(interval, method=f"bootstrap of {rule.unit}, {rule.interval}")
 
 
 def _lined_up(treated: npt.ArrayLike, controls: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -194,16 +226,17 @@ def _lined_up(treated: npt.ArrayLike, controls: npt.ArrayLike) -> tuple[Floats, 
     return first, rest
 
 
-def _obstacle(treated: Floats, controls: Floats, design: Design) -> tuple[Verdict, str] | None:
+def _obstacle(treated: Floats, controls: Floats, design: Design, unit: Unit) -> tuple[Verdict, str] | None:
     seeds, k, items = controls.shape
     if controls.size == 0:
-        return Verdict.INSUFFICIENT_DATA, f"there are {seeds} seeds, {k} controls per seed and {items} items"
+        return Verdict.INSUFFICIENT_DATA, f"there are {seeds} {unit}, {k} controls for each and {items} items"
     if not (np.isfinite(treated).all() and np.isfinite(controls).all()):
         return Verdict.INVALID, "some scores are NaN or infinite"
     if (treated[:, None, :] == controls).all():
-        return Verdict.NO_OP, f"treated and control scores are identical on all {seeds} seeds and {items} items"
+        where = f"{seeds} {unit}" + (f" and {items} items" if unit == "seeds" else "")
+        return Verdict.NO_OP, f"treated and control scores are identical on all {where}"
     if seeds < 2:
-        return Verdict.INSUFFICIENT_DATA, "there is 1 seed, and a verdict over seeds needs at least 2"
+        return Verdict.INSUFFICIENT_DATA, f"there is 1 {unit[:-1]}, and a verdict over {unit} needs at least 2"
     fault = design.fault()
     return None if fault is None else (Verdict.INVALID, fault)
 
@@ -233,13 +266,13 @@ def _tost_p(t: TTest, rule: Rule) -> float | None:
     return tost(t, rule.margin).p if rule.margin > 0 else None
 
 
-def _words(question: Question, design: Design) -> str:
+def _words(question: Question, design: Design, unit: Unit) -> str:
     if design.test == "within_seed_randomisation":
         count = arrangement_count(design.seeds, design.controls)
         how = f"exact over {count} arrangements" if count <= EXACT_LIMIT else f"{design.draws} random arrangements"
         return f"within-seed randomisation, {how}, one-sided"
     kind = {"superiority": "paired t", "equivalence": "TOST, paired t", "non_inferiority": "non-inferiority, paired t"}
-    return f"{kind[question]} over seeds, one-sided"
+    return f"{kind[question]} over {unit}, one-sided"
 
 
 def _need_margin(rule: Rule) -> None:

@@ -25,7 +25,7 @@ from nullarm.stats.families import holm
 from nullarm.stats.forecast import forecast
 from nullarm.stats.paired import Summary
 from nullarm.stats.pairing import Problem, ProblemKind
-from nullarm.stats.verdict import Evidence, Judgement, PValues, Verdict
+from nullarm.stats.verdict import Evidence, Judgement, PValues, Unit, Verdict
 
 
 def judge_superiority(
@@ -41,6 +41,7 @@ def judge_superiority(
     resamples: int = 4_000,
     draws: int = 9_999,
     interval: IntervalMethod = "percentile",
+    unit: Unit = "seeds",
 ) -> Judgement:
     """Is the treated arm better than its controls, by at least `margin`?
 
@@ -56,12 +57,13 @@ def judge_superiority(
         resamples: Draws of the bootstrap.
         draws: Random arrangements, where they are too many to enumerate.
         interval: How the bootstrap interval is read.
+        unit: What the rows are; for items as units see `nullarm.stats.evidence.by_item`.
 
     Raises:
         InvalidResult: Arrays of the wrong shape. Broken scores are a verdict, not an error.
         UsageError: A level, margin, number of draws or test that does not exist.
     """
-    rule = Rule(alpha, margin, resamples, draws, interval)
+    rule = Rule(alpha, margin, resamples, draws, interval, unit)
     evidence = superiority_evidence(name, treated, controls, rule, test=test, rng=rng, clusters=clusters)
     return decide(forecast(evidence, rng=rng))
 
@@ -77,12 +79,13 @@ def judge_equivalence(
     clusters: npt.ArrayLike | None = None,
     resamples: int = 4_000,
     interval: IntervalMethod = "percentile",
+    unit: Unit = "seeds",
 ) -> Judgement:
     """Do treated and reference differ by less than `margin`? TOST over seeds.
 
     Args and errors as in `judge_superiority`; `reference` is [seeds, items] or [seeds, K, items], `margin` above 0.
     """
-    rule = Rule(alpha, margin, resamples, interval=interval)
+    rule = Rule(alpha, margin, resamples, interval=interval, unit=unit)
     return decide(forecast(equivalence_evidence(name, treated, reference, rule, rng=rng, clusters=clusters), rng=rng))
 
 
@@ -97,12 +100,13 @@ def judge_non_inferiority(
     clusters: npt.ArrayLike | None = None,
     resamples: int = 4_000,
     interval: IntervalMethod = "percentile",
+    unit: Unit = "seeds",
 ) -> Judgement:
     """Is treated − reference above −`margin`? CONFIRMED says yes, HARMFUL says that it is below.
 
     Args and errors as in `judge_equivalence`.
     """
-    rule = Rule(alpha, margin, resamples, interval=interval)
+    rule = Rule(alpha, margin, resamples, interval=interval, unit=unit)
     evidence = non_inferiority_evidence(name, treated, reference, rule, rng=rng, clusters=clusters)
     return decide(forecast(evidence, rng=rng))
 

@@ -19,7 +19,7 @@ def reason(evidence: Evidence, verdict: Verdict, p: PValues, adjusted: bool) -> 
     name = "adjusted p" if adjusted else "p"
     items = f" and {evidence.n_items} items" if evidence.n_items is not None else ""
     text = f"{_claim(evidence, verdict)}: {_effect(evidence)}, {_grounds(evidence, verdict, p, name)}"
-    return _sentence(f"{text}, over {evidence.n_seeds} seeds{items}{_outlook(evidence, verdict)}")
+    return _sentence(f"{text}, over {evidence.n_seeds} {evidence.unit}{items}{_outlook(evidence, verdict)}")
 
 
 def _claim(evidence: Evidence, verdict: Verdict) -> str:
@@ -58,8 +58,8 @@ def _outlook(evidence: Evidence, verdict: Verdict) -> str:
     if verdict is not Verdict.INCONCLUSIVE or evidence.mde is None:
         return ""
     least = "clears a margin" if evidence.question == "non_inferiority" else "finds an effect"
-    few = "no number of seeds up to 1000 would settle it"
-    needed = few if evidence.n_needed is None else f"about {evidence.n_needed} seeds would settle it"
+    few = f"no number of {evidence.unit} up to 1000 would settle it"
+    needed = few if evidence.n_needed is None else f"about {evidence.n_needed} {evidence.unit} would settle it"
     return f"; this design {least} of {_number(evidence.mde)} with 80 % power, and {needed}"
 
 

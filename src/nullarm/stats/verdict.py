@@ -14,6 +14,8 @@ from nullarm.stats.design import Design
 from nullarm.stats.noise import Noise
 
 Question = Literal["superiority", "non_inferiority", "equivalence"]
+Unit = Literal["seeds", "items", "clusters"]
+"""What is drawn at random: training runs, or prompts (clusters of them) put to given models."""
 
 
 class Verdict(StrEnum):
@@ -88,7 +90,8 @@ class Evidence:
         alpha: Level of each one-sided claim (of the two-sided test when `sides` is 2).
         margin: δ in the unit of the score; 0 means that no margin was declared.
         sides: 1 when the direction was declared beforehand, 2 for published summaries.
-        n_seeds: Seeds (of the smaller arm, for summaries).
+        unit: What the test counts: seeds, or items (clusters of them) when the models are given and prompts are drawn.
+        n_seeds: Units of the test (runs of the smaller arm, for summaries).
         n_items: Items behind each seed's score; None when only seed-level scores exist.
         estimate: Mean of treated − control.
         interval: Interval of the estimate, at level 1 − 2α (1 − α when `sides` is 2).
@@ -96,7 +99,7 @@ class Evidence:
         design: The design as run, for the forecast.
         noise: The noise as seen, for the forecast.
         mde: True effect this design finds with 80 % power (see `forecast`).
-        n_needed: Seeds that would settle the question (see `forecast`).
+        n_needed: Units that would settle the question (see `forecast`).
         obstacle: When set, the verdict whatever the numbers: NO_OP, INVALID or INSUFFICIENT_DATA.
         obstacle_reason: Why, in one sentence.
     """
@@ -107,6 +110,7 @@ class Evidence:
     alpha: float
     margin: float
     sides: Literal[1, 2] = 1
+    unit: Unit = "seeds"
     n_seeds: int | None = None
     n_items: int | None = None
     estimate: float | None = None
@@ -133,15 +137,16 @@ class Judgement:
             published summaries.
         p_adjusted: The same after Holm over the declared family; None when no family was applied.
         p_equivalence: p-value of the claim "inside ±margin" (TOST), unadjusted.
-        n_seeds: Seeds.
+        n_seeds: Units of the test.
         n_items: Items behind each seed's score.
         alpha: Level of the claim.
         margin: δ, in the unit of the score.
         mde: Minimum detectable effect at 80 % power for this contrast alone, in the unit of the score.
-        n_needed: Seeds that would settle the question at 80 % power; None when no number up to 1,000 would.
+        n_needed: Units that would settle the question at 80 % power; None when no number up to 1,000 would.
         test: The test behind `p`, in words.
         reason: Why this verdict, in one sentence with the numbers.
         p_harm: p-value of the claim "treated is worse", unadjusted.
+        unit: What `n_seeds` and `n_needed` count.
         evidence: What was decided upon, for a later decision with adjusted p-values. Not part of the JSON.
     """
 
@@ -161,6 +166,7 @@ class Judgement:
     test: str
     reason: str
     p_harm: float | None = None
+    unit: Unit = "seeds"
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, object]:
@@ -177,6 +183,7 @@ class Judgement:
             "p_adjusted": self.p_adjusted,
             "p_harm": self.p_harm,
             "p_equivalence": self.p_equivalence,
+            "unit": self.unit,
             "n_seeds": self.n_seeds,
             "n_items": self.n_items,
             "alpha": self.alpha,

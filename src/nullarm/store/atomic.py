@@ -41,6 +41,18 @@ def write_bytes(path: Path, data: bytes, *, sync_name: bool = True) -> None:
             sync_directory(path.parent)
 
 
+def publish_file(staging: Path, target: Path) -> None:
+    """Give a finished staging file its final name, with its content on disk first.
+
+    Raises:
+        StorageError: The disk is full, read-only or gone; what was at `target` is as it was.
+    """
+    with storage_errors(target):
+        _sync_file(staging)
+        os.replace(staging, target)
+        sync_directory(target.parent)
+
+
 def publish_directory(staging: Path, target: Path) -> None:
     """Give a finished staging directory its final name, with every file in it on disk first.
 

@@ -15,6 +15,7 @@ from nullarm.store.atomic import (
     TEMP_PREFIX,
     make_directory,
     publish_directory,
+    publish_file,
     storage_errors,
     sweep_temporary,
     write_bytes,
@@ -89,6 +90,17 @@ class CellWriter:
     def json_artefact(self, name: str, value: Any) -> None:
         """Hand on JSON data."""
         self._bytes_artefact(name, "json", encode_json(value))
+
+    def file_artefact(self, name: str, suffix: str, fill: Callable[[Path], object]) -> None:
+        """Hand on a file, which `fill` writes into the path it is given: what is too large to be held as bytes."""
+        staging = self.paths.artefacts / f"{TEMP_PREFIX}{name}-{uuid.uuid4().hex[:12]}"
+        with storage_errors(staging):
+            fill(staging)
+        digest = sha256_path(staging)
+        target = self.paths.artefacts / f"{name}-{digest[:HASH_LENGTH]}.{suffix}"
+        with fenced(self.paths, self.attempt):
+            publish_file(staging, target)
+        self._note(name, target, digest)
 
     def directory_artefact(self, name: str, fill: Callable[[Path], None]) -> None:
         """Hand on a directory (an adapter, say), which `fill` writes into the path it is given."""

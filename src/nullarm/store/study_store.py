@@ -152,6 +152,26 @@ class StudyStore:
             self._finished[cell_id] = (stamp, found)
         return found
 
+    def verify(self) -> dict[str, str]:
+        """Check every artefact of every finished cell against its hash; a cell that fails is open again.
+
+        Returns:
+            What was wrong, by cell id.
+        """
+        damaged: dict[str, str] = {}
+        for cell in self.plan:
+            if not (done := self.finished(cell.id)):
+                continue
+            try:
+                for name in done.record.artefacts:
+                    done.artefact(name)
+            except IntegrityError as error:
+                damaged[cell.id] = error.problem
+                self.paths.cell(cell.id).record.unlink()
+        for cell_id in damaged:
+            self.observe(cell_id)
+        return damaged
+
     def reconcile(self) -> None:
         """Bring the index up to what the cells say.
 

@@ -131,6 +131,16 @@ class Plan:
         """Hash over all cell ids: two plans with equal hashes ask for the same cells."""
         return content_hash(sorted(self.by_id))
 
+    def closure(self, cell_ids: Iterable[str]) -> set[str]:
+        """Ids of these cells and of all that they need, directly or not."""
+        found: set[str] = set()
+        frontier = list(cell_ids)
+        while frontier:
+            if (cell_id := frontier.pop()) not in found:
+                found.add(cell_id)
+                frontier += self.by_id[cell_id].needs.values()
+        return found
+
     @property
     def disk_bytes(self) -> int:
         """Expected size of the finished study directory."""

@@ -47,8 +47,9 @@ class Contrast(Strict):
     """The arm it is tested against."""
     kind: Literal["superiority", "non_inferiority", "equivalence"] = "superiority"
     """What is claimed when it succeeds."""
-    test: Literal["within_seed_randomisation", "paired_t"] = "paired_t"
-    """The test that carries the level: randomisation over a control's replicates, or a t test over seeds."""
+    test: Literal["within_seed_randomisation", "paired_t", "paired_items"] = "paired_t"
+    """The test that carries the level: randomisation over a control's replicates, a t test over seeds, or a t test over
+    items (their clusters), which speaks of the models at hand and of prompts like these, not of a training recipe."""
     margin: float | None = Field(default=None, ge=0)
     """Smallest effect that matters, in units of the metric; the analysis' margin when left out."""
     primary: bool = False

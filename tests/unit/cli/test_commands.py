@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from nullarm.cli.execute import use_device
+from nullarm.cli.options import Launch
 from nullarm.cli.progress import ProgressView, duration
+from nullarm.errors import UsageError
 from nullarm.runner import RunState
 from nullarm.store.lease import Leases
 from nullarm.store.study_store import StudyStore
@@ -217,3 +221,37 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFi
 )
 def test_a_length_of_time_for_people(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_entries_run_alone_and_a_damaged_cell_runs_again(study: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    nullarm("run", study, "--dir", root, "--engine", "inline", "--entries", "sham")
+    store = StudyStore.open(root)
+    assert {cell.arm for cell in store.plan if store.finished(cell.id)} == {"sham", None}
+    run(study, root)
+    artefact = next(store.paths.cell(store.plan.cells[0].id).artefacts.iterdir())
+    whole = artefact.read_bytes()
+    artefact.write_bytes(whole[:-3] + b"99\n")
+    outcome = nullarm("run", study, "--dir", root, "--engine", "inline", "--skip-existing")
+    assert f"not skipped: {store.plan.cells[0].id}: artefact 'difficulty'" in outcome.err
+    assert artefact.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "visible"), [("cpu", ""), ("cuda:0", "0"), ("cuda:1,3", "1,3"), ("cuda", "7"), ("tpu", None)]
+)
+def test_device_limits_what_workers_see(name: str, visible: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    if visible is None:
+        with pytest.raises(UsageError, match="--device names no device; got 'tpu'; valid: cpu, cuda, cuda:0, cuda:0,1"):
+            use_device(name)
+    else:
+        use_device(name)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_a_launch_is_the_same_as_words() -> None:
+    launch = Launch("local", 2, "cuda:0", ("a", "b"), True)
+    words = ["--engine", "local", "--at-once", "2", "--device", "cuda:0", "--entries", "a,b", "--skip-existing"]
+    assert launch.words == words
+    assert Launch("inline", None, None, (), False).words == ["--engine", "inline"]

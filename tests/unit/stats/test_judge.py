@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nullarm.errors import InvalidResult, UsageError
 from nullarm.stats.arrays import Floats
 from nullarm.stats.decide import decide
 from nullarm.stats.design import TestName
-from nullarm.stats.evidence import Rule
+from nullarm.stats.evidence import Rule, by_item
 from nullarm.stats.forecast import forecast
 from nullarm.stats.judge import (
     apply_holm,
@@ -145,7 +146,7 @@ def test_broken_scores_are_invalid_and_few_are_insufficient() -> None:
     assert "needs at least 2" in one.reason
     none = superiority(treated, controls[:, :0])
     assert none.verdict is Verdict.INSUFFICIENT_DATA
-    assert "0 controls per seed" in none.reason
+    assert "0 controls for each" in none.reason
 
 
 def test_seeds_that_differ_by_the_same_amount_leave_a_t_test_without_spread() -> None:
@@ -374,3 +375,35 @@ def test_bad_rules_and_shapes_are_refused_in_words() -> None:
         superiority(treated[:, 1:], controls)
     with pytest.raises(InvalidResult, match="ragged or not numeric"):
         superiority(treated, [[[1.0], [2.0]], [[1.0]]])  # type: ignore[arg-type]
+
+
+def test_by_item_averages_seeds_replicates_and_clusters() -> None:
+    treated = np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])
+    controls = np.array([[[0.0, 0.0, 2.0], [2.0, 2.0, 2.0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 3.0]]])
+    ours, theirs = by_item(treated, controls)
+    assert ours.tolist() == [[2.0], [3.0], [7.0]]
+    assert theirs.tolist() == [[[1.0]], [[1.0]], [[2.0]]]
+    ours, theirs = by_item(treated, controls, np.array(["a", "a", "b"]))
+    assert ours.tolist() == [[2.5], [7.0]]
+    assert theirs.tolist() == [[[1.0]], [[2.0]]]
+
+
+def test_items_as_units_give_a_verdict_from_one_seed() -> None:
+    rng = np.random.default_rng(3)
+    treated = rng.normal(0.5, 0.2, size=(1, 30))
+    ours, theirs = by_item(treated, np.zeros((1, 1, 30)))
+    judged = judge_superiority(
+        "change", ours, theirs, alpha=0.05, margin=0.1, test="paired_t", rng=rng, resamples=500, unit="items"
+    )
+    oracle = stats.ttest_1samp(treated[0], 0.0, alternative="greater")
+    assert judged.verdict is Verdict.CONFIRMED
+    assert judged.p == pytest.approx(oracle.pvalue)
+    assert (judged.n_seeds, judged.n_items, judged.unit) == (30, None, "items")
+    assert "over 30 items" in judged.reason
+    assert judged.test == "paired t over items, one-sided"
+    assert judged.interval is not None
+    assert judged.interval.method == "bootstrap of items, percentile"
+    one = judge_superiority(
+        "change", ours[:1], theirs[:1], alpha=0.05, margin=0.1, test="paired_t", rng=rng, unit="items"
+    )
+    assert "there is 1 item, and a verdict over items needs at least 2" in one.reason.lower()

@@ -287,3 +287,31 @@ def test_a_log_on_a_full_disk_is_a_storage_error(paths: CellPaths, monkeypatch: 
     monkeypatch.setattr("builtins.print", refuse)
     with pytest.raises(StorageError, match=r"cannot write .*log\.txt: the disk is full"):
         made.json_chunk("a", lambda: 1)
+
+
+def test_a_file_artefact_is_streamed_into_a_path_and_recorded(paths: CellPaths) -> None:
+    made = writer(paths)
+    made.file_artefact("grid", "bin", lambda path: path.write_bytes(b"x" * 10))
+    made.commit({})
+    done = finished(paths)
+    assert done is not None
+    assert done.artefact("grid").read_bytes() == b"x" * 10
+    assert done.artefact("grid").suffix == ".bin"
+    assert not list(paths.artefacts.glob(".*"))
+
+
+def test_a_file_artefact_that_fails_half_way_leaves_nothing_recorded(paths: CellPaths) -> None:
+    made = writer(paths)
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        made.file_artefact("grid", "bin", fail)
+    assert made.commit({}).artefacts == {}
+    late = CellPaths(paths.root.parent / "late")
+    old = writer(late)
+    writer(late)
+    with pytest.raises(LeaseLost):
+        old.file_artefact("grid", "bin", lambda path: path.write_bytes(b"x"))

@@ -391,3 +391,18 @@ def test_a_lock_file_with_a_wrong_key_is_refused_in_one_line(root: Path) -> None
         StudyStore.open(root)
     words = "is damaged: study.lock.yaml: unknown key 'qestion' (did you mean 'question'?) (and 1 more)"
     assert words in str(caught.value)
+
+
+def test_verification_opens_cells_whose_artefacts_are_not_what_they_were(root: Path) -> None:
+    store = laid_down(root)
+    first, second = store.plan.cells[:2]
+    for cell in (first, second):
+        finish(store, cell)
+    assert store.verify() == {}
+    artefact = next(store.paths.cell(second.id).artefacts.iterdir())
+    data = artefact.read_bytes()
+    artefact.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same size, so that a glance does not see it
+    assert store.finished(second.id) is not None
+    assert store.verify() == {second.id: f"artefact 'items' of cell {second.id} is not what its hash says"}
+    assert store.finished(second.id) is None
+    assert store.finished(first.id) is not None

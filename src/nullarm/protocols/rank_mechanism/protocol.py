@@ -9,9 +9,8 @@ from nullarm.protocols.base import CellContext, CellResult, Design, Protocol, re
 from nullarm.protocols.rank_mechanism.arms import ARMS
 from nullarm.protocols.rank_mechanism.parameters import RankMechanismParameters
 from nullarm.sites.preflight import Check
-from nullarm.study.plan import Plan, make_plan
-from nullarm.study.spec import Strict, Study
-from nullarm.study.validate import validated
+from nullarm.study.plan import Cell, Plan, make_plan
+from nullarm.study.spec import Study
 
 if TYPE_CHECKING:
     from nullarm.analysis import Analysis
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
     from nullarm.store.study_store import StudyStore
 
 
-class RankMechanism(Protocol):
+class RankMechanism(Protocol[RankMechanismParameters]):
     """Do audit-guided per-layer LoRA ranks beat the same ranks shuffled?"""
 
     name: ClassVar[str] = "rank_mechanism"
     version: ClassVar[int] = 1
-    parameters_model: ClassVar[type[Strict]] = RankMechanismParameters
+    parameters_model = RankMechanismParameters
 
     def plan(self, study: Study) -> Plan:
         """Per seed probe → audit → allocate → one retrain per arm and replicate."""
         from nullarm.protocols.rank_mechanism.planning import rank_mechanism_cells
 
         refuse_unknown_arms(study, ARMS)
-        parameters = self._parameters(study)
+        parameters = self.parameters(study)
         if parameters.cross_fit and len(study.seeds) < 2:
             raise StudyError(
                 "parameters.cross_fit needs another seed's audit", value=study.seeds, valid="2 or more seeds"
@@ -43,8 +42,8 @@ class RankMechanism(Protocol):
         from nullarm.analysis import least_attainable_p, primary_effect, refusals
 
         notes = (
-            f"certifiable: {len(study.seeds)} seeds and {self._parameters(study).training.steps} steps"
-            if len(study.seeds) >= 3 and self._parameters(study).training.steps >= 500
+            f"certifiable: {len(study.seeds)} seeds and {self.parameters(study).training.steps} steps"
+            if len(study.seeds) >= 3 and self.parameters(study).training.steps >= 500
             else "screening: the source asks for 3 seeds and 500 steps to certify",
         )
         return Design(least_attainable_p(study), primary_effect(study), notes, refusals(study))
@@ -53,7 +52,7 @@ class RankMechanism(Protocol):
         """Access to the model, and a self-test of the shuffle on the model's own shapes."""
         from nullarm.protocols.rank_mechanism.preflight import model_access, shuffle_self_test
 
-        parameters = self._parameters(study)
+        parameters = self.parameters(study)
         return [model_access(parameters.model), shuffle_self_test(parameters, study)]
 
     def run_cell(self, context: CellContext) -> CellResult:
@@ -67,6 +66,9 @@ class RankMechanism(Protocol):
             "retrain": cells.run_retrain,
         }
         return stages[context.cell.stage](context)
+
+    def harvest(self, store: StudyStore, cell: Cell) -> None:
+        """Nothing: the runbook's files need all cells of a seed."""
 
     def analyse(self, store: StudyStore) -> Analysis:
         """The declared contrasts on per-item test results."""
@@ -85,6 +87,3 @@ class RankMechanism(Protocol):
         from nullarm.protocols.rank_mechanism.outputs import write_outputs
 
         return write_outputs(store, analysis)
-
-    def _parameters(self, study: Study) -> RankMechanismParameters:
-        return validated(RankMechanismParameters, study.parameters, study.name, prefix=("parameters",))
