@@ -1,46 +1,22 @@
-"""What a rank-mechanism study needs beside the machine: access to its model, and shuffles that are shuffles."""
+"""What a rank-mechanism study needs beside the machine and its model: shuffles that are shuffles."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nullarm.errors import InvalidResult, ModelError, StudyError
-from nullarm.models.facts import linear_shapes, tensor_shapes
-from nullarm.models.reference import Reference, parse
-from nullarm.models.tiny.build import ready_directory
+from nullarm.models.facts import linear_shapes
 from nullarm.protocols.rank_mechanism.allocate import Allocation, allocate, lora_parameters
 from nullarm.protocols.rank_mechanism.arms import AUDITED, SHUFFLED
 from nullarm.protocols.rank_mechanism.parameters import RankMechanismParameters
 from nullarm.protocols.rank_mechanism.ranks import ModuleShape
 from nullarm.sites.preflight import Check
-from nullarm.store.files import read_json
 from nullarm.study.spec import Study
 
-HUB_TIMEOUT_S = 10.0
-MODEL, SHUFFLES = "model", "shuffles"
-"""Names of the two checks."""
-
-
-def model_access(model_ref: str) -> Check:
-    """Whether the model is here, or can be downloaded with the token that is here.
-
-    Args:
-        model_ref: A model reference (see `nullarm.models.reference`).
-    """
-    try:
-        reference = parse(model_ref)
-        if reference.kind == "hub":
-            return _hub(reference)
-        if reference.kind == "directory":
-            return _directory(Path(reference.name))
-    except ModelError as error:
-        return Check(MODEL, False, error.problem, error.next_command or f"name a model that exists: {error.valid}")
-    built = reference.kind == "random" or ready_directory(reference.name) is not None
-    return Check(MODEL, True, f"{model_ref} is at hand" if built else f"{model_ref} is built on first use, in a minute")
+SHUFFLES = "shuffles"
+"""Name of the check."""
 
 
 def shuffle_self_test(parameters: RankMechanismParameters, study: Study) -> Check:
@@ -102,75 +78,3 @@ def _verified(allocation: Allocation, shapes: tuple[ModuleShape, ...], count: in
         f"modules changed, 10^{math.log10(allocation.distinct_permutations):.0f} permutations"
     )
     return Check(SHUFFLES, len(costs) == 1 and distinct == count + 1, detail, "report this: the shuffle is broken")
-
-
-def _directory(path: Path) -> Check:
-    if not tensor_shapes(path):
-        return Check(MODEL, False, f"{path} has no weights", "put *.safetensors files beside its config.json")
-    return Check(MODEL, True, f"{path} has weights")
-
-
-def _hub(reference: Reference) -> Check:
-    from huggingface_hub import get_token, is_offline_mode
-
-    name = f"{reference.name}@{reference.revision}"
-    if _cached(reference):
-        return Check(MODEL, True, f"{name} is in the cache")
-    download = f"hf download {reference.name} --revision {reference.revision}"
-    if is_offline_mode():
-        return Check(MODEL, False, f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
-                     f"unset HF_HUB_OFFLINE, or on a machine with a network: {download}")  # fmt: skip
-    refusal = _refusal(reference)
-    if refusal is None:
-        return Check(MODEL, True, f"{name} can be downloaded" + (" with your token" if get_token() else ""))
-    return Check(MODEL, False, *refusal)
-
-
-def _cached(reference: Reference) -> bool:
-    """Whether configuration and every weight file are in the hub's cache."""
-    found = {name: _cached_file(reference, name) for name in ("config.json", "model.safetensors", _INDEX)}
-    if found["config.json"] is None:
-        return False
-    if found["model.safetensors"] is not None:
-        return True
-    index = found[_INDEX]
-    return index is not None and all(
-        _cached_file(reference, name) for name in set(read_json(index)["weight_map"].values())
-    )
-
-
-_INDEX = "model.safetensors.index.json"
-
-
-def _cached_file(reference: Reference, name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    path: Any = try_to_load_from_cache(reference.name, name, revision=reference.revision)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _refusal(reference: Reference) -> tuple[str, str] | None:
-    """Why the hub would not hand the model out, with the cure; None when it would."""
-    from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
-
-    page = f"https://huggingface.co/{reference.name}"
-    login = "`hf auth login` with a token from https://huggingface.co/settings/tokens"
-    licence = f"accept the licence at {page}" + ("" if get_token() else f", then {login}")
-    url = hf_hub_url(reference.name, "config.json", revision=reference.revision)
-    try:
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
-    except errors.GatedRepoError:
-        return f"{reference.name} is gated and your account has no access", licence
-    except errors.RevisionNotFoundError:
-        return f"{reference.name} has no revision {reference.revision}", f"choose one of {page}/commits/main"
-    except errors.RepositoryNotFoundError:
-        return f"{reference.name} does not exist, or is private", f"check the name, or {login}"
-    except errors.EntryNotFoundError:
-        return f"{reference.name} has no config.json", "choose a model in the format of transformers"
-    except Exception as error:  # whatever the HTTP library of the day raises
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        return (
-            f"the hub cannot be reached ({reason}), so access to {reference.name} is not known",
-            f"check the network, then {login}",
-        )
-    return None

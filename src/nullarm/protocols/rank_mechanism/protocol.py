@@ -50,7 +50,8 @@ class RankMechanism(Protocol[RankMechanismParameters]):
 
     def checks(self, study: Study) -> list[Check]:
         """Access to the model, and a self-test of the shuffle on the model's own shapes."""
-        from nullarm.protocols.rank_mechanism.preflight import model_access, shuffle_self_test
+        from nullarm.protocols.model_access import model_access
+        from nullarm.protocols.rank_mechanism.preflight import shuffle_self_test
 
         parameters = self.parameters(study)
         return [model_access(parameters.model), shuffle_self_test(parameters, study)]
