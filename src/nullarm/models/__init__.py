@@ -3,8 +3,9 @@
 Importing this imports no torch; loading a model does.
 """
 
-from nullarm.models.facts import ShapeFacts, linear_shapes, parameter_count, shape_facts
-from nullarm.models.load import load_causal_lm, load_sequence_classifier
+from nullarm.models.facts import linear_shapes, parameter_count, shape_facts
+from nullarm.models.families import ShapeFacts
+from nullarm.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
 from nullarm.models.reference import Reference, content_id, parse
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "linear_shapes",
     "load_causal_lm",
     "load_sequence_classifier",
+    "load_tokenizer",
     "parameter_count",
     "parse",
     "shape_facts",

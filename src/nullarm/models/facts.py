@@ -5,34 +5,16 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from nullarm.errors import ModelError
+from nullarm.models.families import FAMILIES, Family, ShapeFacts
 from nullarm.models.reference import Reference, parse
 from nullarm.models.shapes import SHAPES, shape_of_hub_id
 from nullarm.models.tiny.build import ready_directory
 from nullarm.models.tiny.recipe import RECIPES
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose parameters are counted from the configuration when there are no weights to look at."""
-
-
-@dataclass(frozen=True)
-class ShapeFacts:
-    """The sizes of a decoder-only transformer, in units (not bytes)."""
-
-    model_type: str
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    key_value_heads: int
-    head_dim: int
-    vocabulary_size: int
-    tied_embeddings: bool
 
 
 def shape_facts(ref: str) -> ShapeFacts:
@@ -41,11 +23,12 @@ def shape_facts(ref: str) -> ShapeFacts:
     Raises:
         ModelError: The reference is wrong, or the configuration is not at hand or not of a decoder-only transformer.
     """
-    config = _config(parse(ref), ref)
     try:
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        config = _common_names(_config(parse(ref), ref))
+        model_type, heads, hidden = config["model_type"], config["num_attention_heads"], config["hidden_size"]
+        tied = model_type in FAMILIES and FAMILIES[model_type].ties_embeddings
         return ShapeFacts(
-            model_type=config["model_type"],
+            model_type=model_type,
             layers=config["num_hidden_layers"],
             hidden_size=hidden,
             intermediate_size=config["intermediate_size"],
@@ -53,7 +36,8 @@ def shape_facts(ref: str) -> ShapeFacts:
             key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
             vocabulary_size=config["vocab_size"],
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tied_embeddings=bool(config.get("tie_word_embeddings", tied)),
+            learned_positions=config.get("n_positions", 0),
         )
     except KeyError as error:
         raise ModelError(f"config.json lacks {error}", value=ref, valid=f"model types {', '.join(FAMILIES)}") from error
@@ -69,10 +53,7 @@ def parameter_count(ref: str) -> int:
     if directory is not None and (shapes := tensor_shapes(directory)):
         return sum(prod(shape) for shape in shapes.values())
     facts = shape_facts(ref)
-    _require_family(facts, ref)
-    embeddings = facts.vocabulary_size * facts.hidden_size * (1 if facts.tied_embeddings else 2)
-    matrices = sum(a * b for a, b in linear_shapes(ref).values())
-    return embeddings + matrices + facts.layers * _vectors(facts) + facts.hidden_size
+    return _family(facts, ref).parameter_count(facts)
 
 
 def linear_shapes(ref: str) -> dict[str, tuple[int, int]]:
@@ -82,19 +63,7 @@ def linear_shapes(ref: str) -> dict[str, tuple[int, int]]:
         ModelError: The model is not of a known family, or its configuration is not at hand.
     """
     facts = shape_facts(ref)
-    _require_family(facts, ref)
-    hidden, wide = facts.hidden_size, facts.intermediate_size
-    queries, keys = facts.heads * facts.head_dim, facts.key_value_heads * facts.head_dim
-    block = {
-        "self_attn.q_proj": (hidden, queries),
-        "self_attn.k_proj": (hidden, keys),
-        "self_attn.v_proj": (hidden, keys),
-        "self_attn.o_proj": (queries, hidden),
-        "mlp.gate_proj": (hidden, wide),
-        "mlp.up_proj": (hidden, wide),
-        "mlp.down_proj": (wide, hidden),
-    }
-    return {f"model.layers.{i}.{name}": shape for i in range(facts.layers) for name, shape in block.items()}
+    return _family(facts, ref).linear_shapes(facts)
 
 
 def weights_directory(ref: str) -> Path | None:
@@ -126,17 +95,23 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _vectors(facts: ShapeFacts) -> int:
-    """Norms and biases of one block."""
-    norms = 2 * facts.hidden_size
-    if facts.model_type == "qwen2":
-        return norms + (facts.heads + 2 * facts.key_value_heads) * facts.head_dim
-    return norms + (2 * facts.head_dim if facts.model_type == "qwen3" else 0)
-
-
-def _require_family(facts: ShapeFacts, ref: str) -> None:
+def _family(facts: ShapeFacts, ref: str) -> Family:
     if facts.model_type not in FAMILIES:
         raise ModelError(f"the shapes of {ref} are not known in advance", value=facts.model_type, valid=FAMILIES)
+    return FAMILIES[facts.model_type]
+
+
+def _common_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """GPT-2 has names of its own for what all others call the same."""
+    if config["model_type"] != "gpt2":
+        return config
+    return {
+        **config,
+        "hidden_size": config["n_embd"],
+        "intermediate_size": config.get("n_inner") or 4 * config["n_embd"],
+        "num_hidden_layers": config["n_layer"],
+        "num_attention_heads": config["n_head"],
+    }
 
 
 def _directory(reference: Reference) -> Path | None:

@@ -18,8 +18,10 @@ from nullarm.models.tiny.recipe import RECIPES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 KINDS = "builtin:NAME, random:NAME[@SEED], a hub id org/name[@revision], or a directory with a config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 CONTENT_FILES = (
     "config.json",
+    ADAPTER_CONFIG,
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -41,22 +43,27 @@ class Reference:
 
     Attributes:
         kind: Where the model comes from.
-        name: Name of a built-in or random model, hub id, or path of the directory.
+        name: Name of a built-in or random model, hub id, or path of the directory of a model or of a PEFT adapter.
         revision: Hub revision (`main` when not given).
         seed: Of random weights.
     """
 
-    kind: Literal["builtin", "random", "hub", "directory"]
+    kind: Literal["builtin", "random", "hub", "directory", "adapter"]
     name: str
     revision: str = ""
     seed: int = 0
 
 
-def parse(ref: str) -> Reference:
+def parse(ref: str, *, adapter: bool = False) -> Reference:
     """Take a model reference apart.
 
+    Args:
+        ref: The reference.
+        adapter: Whether a PEFT adapter will do, because a base to put it on is known.
+
     Raises:
-        ModelError: It is of no known kind, names no known built-in, or is a directory without a model.
+        ModelError: It is of no known kind, names no known built-in, is a directory without a model, or an adapter where
+            a whole model is needed.
     """
     kind, colon, rest = ref.partition(":")
     if colon and kind == "builtin":
@@ -68,7 +75,7 @@ def parse(ref: str) -> Reference:
         return Reference("random", _known(ref, name, SHAPES), seed=int(seed or 0))
     path = Path(ref).expanduser()
     if path.is_dir() or ref.startswith((".", "/", "~")):
-        return Reference("directory", str(_model_directory(ref, path)))
+        return _directory(ref, path, adapter)
     name, _, revision = ref.partition("@")
     if HUB_ID.fullmatch(name):
         return Reference("hub", name, revision=revision or "main")
@@ -76,23 +83,28 @@ def parse(ref: str) -> Reference:
     raise ModelError(f"there is no such model{hint}", value=ref, valid=KINDS)
 
 
-def content_id(ref: str) -> str:
+def content_id(ref: str, *, adapter: bool = False) -> str:
     """What names the content of a model: equal ids, equal weights (a hub id is believed).
 
     Built-in and random models are named by the hash of recipe and code, a directory by the SHA-256 of its weights,
-    configuration and tokeniser wherever it lies, a hub model by id and revision.
+    configuration and tokeniser wherever it lies, a hub model by id and revision. A PEFT adapter is named by its own
+    files; its base is to be named beside it.
+
+    Args:
+        ref: The reference.
+        adapter: Whether a PEFT adapter will do.
 
     Raises:
         ModelError: The reference is wrong or the directory cannot be read.
     """
-    reference = parse(ref)
+    reference = parse(ref, adapter=adapter)
     if reference.kind == "builtin":
         return f"builtin:{reference.name}@{RECIPES[reference.name].content_hash()}"
     if reference.kind == "random":
         return f"random:{reference.name}@{settings_hash([asdict(SHAPES[reference.name]), reference.seed])}"
     if reference.kind == "hub":
         return f"hub:{reference.name}@{reference.revision}"
-    return f"directory:{_directory_hash(Path(reference.name))}"
+    return f"{reference.kind}:{_directory_hash(Path(reference.name))}"
 
 
 def _known(ref: str, name: str, names: Collection[str]) -> str:
@@ -106,12 +118,21 @@ def _known(ref: str, name: str, names: Collection[str]) -> str:
     return name
 
 
-def _model_directory(ref: str, path: Path) -> Path:
+def _directory(ref: str, path: Path, adapter: bool) -> Reference:
     if not path.is_dir():
         raise ModelError("the model directory is missing", value=ref, valid=KINDS, next_command=f"ls {path.parent}")
-    if not (path / "config.json").is_file():
+    if (path / "config.json").is_file():
+        return Reference("directory", str(path))
+    if not (path / ADAPTER_CONFIG).is_file():
         raise ModelError("the model directory has no config.json", value=ref, valid=KINDS, next_command=f"ls {path}")
-    return path
+    if not adapter:
+        raise ModelError(
+            "the directory holds a PEFT adapter, and a whole model is needed here",
+            value=ref,
+            valid=KINDS,
+            next_command=f"grep base_model_name_or_path {path / ADAPTER_CONFIG}",
+        )
+    return Reference("adapter", str(path))
 
 
 def _directory_hash(path: Path) -> str:

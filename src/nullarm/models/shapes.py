@@ -46,6 +46,37 @@ def _rope(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
+def _qwen2(
+    name: str,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    key_value_heads: int,
+    *,
+    positions: int,
+    vocabulary: int = 151936,
+    tied: bool = True,
+    theta: float = 1000000.0,
+) -> Shape:
+    config = {
+        "model_type": "qwen2",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "max_position_embeddings": positions,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+        "rope_parameters": _rope(theta),
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+    }
+    return Shape(config, hub_id=f"Qwen/{name}")
+
+
 _TINY = {
     "vocab_size": 704,
     "hidden_size": 32,
@@ -60,6 +91,14 @@ _TINY = {
     "bos_token_id": 0,
     "eos_token_id": 0,
     "pad_token_id": 0,
+}
+
+_TINY_GEMMA = {**_TINY, "head_dim": 8, "tie_word_embeddings": True}
+
+_ALTERNATING = {
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
 }
 
 SHAPES: Mapping[str, Shape] = {
@@ -100,46 +139,49 @@ SHAPES: Mapping[str, Shape] = {
         },
         hub_id="meta-llama/Llama-3.1-8B",
     ),
-    "qwen2.5-7b": Shape(
-        {
-            "model_type": "qwen2",
-            "vocab_size": 152064,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": False,
-            "rope_parameters": _rope(1000000.0),
-            "bos_token_id": 151643,
-            "eos_token_id": 151643,
-        },
-        hub_id="Qwen/Qwen2.5-7B",
-    ),
-    "qwen2.5-0.5b": Shape(
-        {
-            "model_type": "qwen2",
-            "vocab_size": 151936,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
-            "rope_parameters": _rope(1000000.0),
-            "bos_token_id": 151643,
-            "eos_token_id": 151643,
-        },
-        hub_id="Qwen/Qwen2.5-0.5B",
+    "qwen2.5-0.5b": _qwen2("Qwen2.5-0.5B", 896, 4864, 24, 14, 2, positions=32768),
+    "qwen2.5-1.5b": _qwen2("Qwen2.5-1.5B", 1536, 8960, 28, 12, 2, positions=131072),
+    "qwen2.5-3b": _qwen2("Qwen2.5-3B", 2048, 11008, 36, 16, 2, positions=32768),
+    "qwen2.5-7b": _qwen2("Qwen2.5-7B", 3584, 18944, 28, 28, 4, positions=131072, vocabulary=152064, tied=False),
+    "qwen2.5-math-1.5b": _qwen2("Qwen2.5-Math-1.5B", 1536, 8960, 28, 12, 2, positions=4096, theta=10000.0),
+    "qwen2.5-math-7b": _qwen2(
+        "Qwen2.5-Math-7B", 3584, 18944, 28, 28, 4, positions=4096, vocabulary=152064, tied=False, theta=10000.0
     ),
     "tiny-llama": Shape({"model_type": "llama", **_TINY}),
     "tiny-mistral": Shape({"model_type": "mistral", **_TINY, "sliding_window": 16}),
     "tiny-qwen2": Shape({"model_type": "qwen2", **_TINY, "tie_word_embeddings": True}),
     "tiny-qwen3": Shape({"model_type": "qwen3", **_TINY, "head_dim": 8}),
+    "tiny-gpt2": Shape(
+        {
+            "model_type": "gpt2",
+            "vocab_size": 704,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 1024,
+            "initializer_range": 0.2,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
+    ),
+    "tiny-gpt-neox": Shape(
+        {
+            "model_type": "gpt_neox",
+            **{name: value for name, value in _TINY.items() if name != "num_key_value_heads"},
+            "rope_parameters": {**_rope(10000.0), "partial_rotary_factor": 0.25},
+        }
+    ),
+    "tiny-gemma": Shape({"model_type": "gemma", **_TINY_GEMMA}),
+    "tiny-gemma2": Shape({"model_type": "gemma2", **_TINY_GEMMA, **_ALTERNATING, "final_logit_softcapping": 30.0}),
+    "tiny-gemma3": Shape(
+        {
+            "model_type": "gemma3_text",
+            **_TINY_GEMMA,
+            **_ALTERNATING,
+            "rope_parameters": {"sliding_attention": _rope(10000.0), "full_attention": _rope(1000000.0)},
+        }
+    ),
     # Every projection is 32 × 32: one stratum, so that ranks can be exchanged between any two of them. Embeddings that
     # outweigh what the blocks add keep each block's part in the output separable.
     "planted": Shape(
@@ -159,5 +201,9 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def shape_of_hub_id(hub_id: str) -> Shape | None:
-    """The written-out shape of a hub model, so that its study can be planned on a machine without the model."""
-    return next((s for s in SHAPES.values() if s.hub_id.lower() == hub_id.lower()), None)
+    """The written-out shape of a hub model, so that its study can be planned on a machine without the model.
+
+    A model's `-Instruct` has the shape of what it was tuned from.
+    """
+    wanted = hub_id.lower().removesuffix("-instruct")
+    return next((shape for shape in SHAPES.values() if not shape.tiny and shape.hub_id.lower() == wanted), None)

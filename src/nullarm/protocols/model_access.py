@@ -17,17 +17,18 @@ MODEL = "model"
 """Name of the check."""
 
 
-def model_access(model_ref: str) -> Check:
+def model_access(model_ref: str, *, adapter: bool = False) -> Check:
     """Whether the model is here, or can be downloaded with the token that is here.
 
     Args:
         model_ref: A model reference (see `nullarm.models.reference`).
+        adapter: Whether a PEFT adapter will do.
     """
     try:
-        reference = parse(model_ref)
+        reference = parse(model_ref, adapter=adapter)
         if reference.kind == "hub":
             return _hub(reference)
-        if reference.kind == "directory":
+        if reference.kind in ("directory", "adapter"):
             return _directory(Path(reference.name))
     except ModelError as error:
         return Check(MODEL, False, error.problem, error.next_command or f"name a model that exists: {error.valid}")

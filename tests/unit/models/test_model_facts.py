@@ -1,13 +1,16 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
 
 from nullarm.errors import ModelError
 from nullarm.models.facts import linear_shapes, parameter_count, shape_facts, tensor_shapes, weights_directory
 from nullarm.models.instantiate import instantiate
-from nullarm.models.shapes import SHAPES
+from nullarm.models.shapes import SHAPES, shape_of_hub_id
 
 TINY = [name for name, shape in SHAPES.items() if shape.tiny]
 PUBLISHED = {
@@ -15,6 +18,10 @@ PUBLISHED = {
     "llama-3.1-8b": 8_030_261_248,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-math-1.5b": 1_543_714_304,
+    "qwen2.5-math-7b": 7_615_616_512,
 }
 """Parameter counts that the hub states."""
 
@@ -29,8 +36,48 @@ def test_real_shapes_have_the_published_parameter_counts(name: str, count: int) 
 def test_counts_and_shapes_agree_with_the_model_itself(name: str) -> None:
     model = instantiate(name)
     assert parameter_count(f"random:{name}") == sum(p.numel() for p in model.parameters())
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    assert linear_shapes(f"random:{name}") == {n: (m.in_features, m.out_features) for n, m in linear.items()}
+    linear = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    transposed = {n: tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, Conv1D)}  # GPT-2
+    del linear["lm_head"]
+    assert linear_shapes(f"random:{name}") == linear | transposed
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_written_configuration_gives_the_same_facts(name: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(**SHAPES[name].config).save_pretrained(tmp_path)
+    assert shape_facts(str(tmp_path)) == shape_facts(f"random:{name}")
+    assert parameter_count(str(tmp_path)) == parameter_count(f"random:{name}")
+
+
+def test_gpt2_as_the_hub_has_it_leaves_out_what_is_usual(tmp_path: Path) -> None:
+    config = {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = shape_facts(str(tmp_path))
+    assert (facts.intermediate_size, facts.head_dim, facts.tied_embeddings) == (3072, 64, True)
+    assert parameter_count(str(tmp_path)) == 124_439_808
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_inner": 100, "tie_word_embeddings": False}))
+    facts = shape_facts(str(tmp_path))
+    assert (facts.intermediate_size, facts.tied_embeddings) == (100, False)
+
+
+def test_a_fine_tuned_model_has_the_shape_of_its_base() -> None:
+    assert shape_of_hub_id("Qwen/Qwen2.5-Math-7B-Instruct") is SHAPES["qwen2.5-math-7b"]
+    assert shape_of_hub_id("meta-llama/llama-3.1-8b-instruct") is SHAPES["llama-3.1-8b"]
+    assert shape_of_hub_id("Qwen/Qwen2.5-Instruct") is None
+    assert shape_of_hub_id("-Instruct") is None
+
+
+def test_an_adapter_has_no_size_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds a PEFT adapter, and a whole model is needed here"):
+        parameter_count(str(tmp_path))
 
 
 def test_mistral_has_the_modules_an_audit_of_it_sees() -> None:
@@ -77,6 +124,8 @@ def test_a_weight_file_cut_short_is_named(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "is not a mapping"),
         ('{"model_type": "bert", "hidden_size": 4}', "lacks 'num_attention_heads'"),
+        ('{"model_type": "gpt2", "hidden_size": 4}', "lacks 'n_embd'"),
+        ('{"hidden_size": 4}', "lacks 'model_type'"),
     ],
 )
 def test_a_useless_config_is_named(tmp_path: Path, config: str, words: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from nullarm.errors import ModelError
 from nullarm.models.facts import weights_directory
-from nullarm.models.load import load_causal_lm, load_sequence_classifier
+from nullarm.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
 from nullarm.models.quiet import without_progress_bars
 from nullarm.models.reference import parse
 from nullarm.models.shapes import SHAPES
@@ -140,3 +140,47 @@ def test_the_word_tokenizer_knows_its_words_only() -> None:
     tokenizer = word_tokenizer(8)
     assert tokenizer("w1 w7 w8")["input_ids"] == [1, 7, 0]
     assert tokenizer.decode([3, 4]) == "w3 w4"
+
+
+def test_a_tokenizer_is_loaded_by_itself_and_in_place_of_a_models_own() -> None:
+    tokenizer = load_tokenizer("random:planted")
+    assert tokenizer("w1 w7")["input_ids"] == [1, 7]
+    assert tokenizer.pad_token_id == 0
+    assert load_causal_lm("random:tiny-llama", tokenizer="random:planted")[1].get_vocab() == tokenizer.get_vocab()
+    assert load_tokenizer("random:qwen2.5-0.5b")("any text")["input_ids"]
+
+
+def test_further_arguments_reach_from_pretrained() -> None:
+    model, tokenizer = load_causal_lm(
+        "random:tiny-llama",
+        model_kwargs={"attn_implementation": "eager", "device_map": None},
+        tokenizer_kwargs={"padding_side": "left"},
+    )
+    assert model.config._attn_implementation == "eager"
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_device_map_goes_before_the_device() -> None:
+    model, _ = load_causal_lm("random:tiny-llama", device="meta", model_kwargs={"device_map": {"": "cpu"}})
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_arguments_that_follow_from_others_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"set elsewhere; got \['torch_dtype', 'use_safetensors'\]"):
+        load_causal_lm("random:tiny-llama", model_kwargs={"use_safetensors": False, "torch_dtype": "auto"})
+
+
+@pytest.mark.parametrize("name", ["model_kwargs", "tokenizer_kwargs"])
+def test_a_model_that_is_not_read_takes_no_arguments_for_reading(name: str) -> None:
+    arguments: dict[str, Any] = {name: {"device_map": None, "trust_remote_code": True}}
+    with pytest.raises(ModelError, match=r"is not read from files.*got \['trust_remote_code'\]"):
+        load_causal_lm("random:qwen2.5-0.5b", device="meta", **arguments)
+
+
+def test_a_full_device_is_the_callers_to_deal_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fill)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        load_causal_lm("random:tiny-llama")

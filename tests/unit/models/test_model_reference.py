@@ -67,6 +67,31 @@ def test_a_directory_without_config_json_is_refused(tmp_path: Path) -> None:
         content_id(str(tmp_path))
 
 
+def test_a_directory_with_an_adapter_is_one_where_an_adapter_will_do(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert parse(str(tmp_path), adapter=True) == Reference("adapter", str(tmp_path))
+    for read in (parse, content_id):
+        with pytest.raises(ModelError, match=r"holds a PEFT adapter, and a whole model is needed.*next: grep base_m"):
+            read(str(tmp_path))
+
+
+def test_an_adapter_beside_a_whole_model_is_part_of_the_model(directory: Path) -> None:
+    before = content_id(str(directory))
+    (directory / "adapter_config.json").write_text("{}")
+    assert parse(str(directory), adapter=True).kind == "directory"
+    assert content_id(str(directory)) != before
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_is_named_by_its_files(tmp_path: Path, name: str) -> None:
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / file).write_bytes(b"one")
+    before = content_id(str(tmp_path), adapter=True)
+    assert before.startswith("adapter:")
+    (tmp_path / name).write_bytes(b"two")
+    assert content_id(str(tmp_path), adapter=True) != before
+
+
 def test_a_copy_of_a_directory_has_the_same_content(directory: Path) -> None:
     copy = directory.rename(directory.parent / "elsewhere")
     directory.mkdir()
