@@ -182,9 +182,9 @@ class ResidualParameters(Strict):
     chat_template: bool = False
     """Put every prompt into the tokeniser's chat template, as a user's message with the marker of the answer."""
     add_bos: bool = False
-    """Begin every prompt with the tokeniser's BOS token."""
+    """Begin every prompt with BOS even where the tokeniser by itself would not; one that adds it to plain text does so."""
     normalize_length: bool = False
-    """Trim all prompts to the shortest one's number of tokens, by token ids."""
+    """Trim all prompts to the shortest one's number of tokens, by token ids, before variants are made."""
     prompt_variants: tuple[str, ...] = ("identity",)
     """Names of registered variants."""
     prompt_variant_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
