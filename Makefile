@@ -51,7 +51,7 @@ bench-gpu: .venv/installed  ## Run the benchmarks that need a GPU.
 
 constraints: .venv/installed-dev  ## Write constraints.txt from what is installed in .venv.
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
-		| sed 's/+[A-Za-z0-9.]*$$//' | grep -v -E '^(nvidia-|triton)'; } > .venv/constraints.txt
+		| sed 's/+[A-Za-z0-9.]*$$//' | grep -v -E '^(nvidia-[^m]|triton)'; } > .venv/constraints.txt
 	@mv .venv/constraints.txt constraints.txt
 
 clean:  ## Remove .venv and caches; studies under runs/ stay.

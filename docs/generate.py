@@ -47,8 +47,11 @@ def _command(command: click.Command, context: click.Context) -> list[str]:
     options = [param for param in command.params if isinstance(param, click.Option)]
     rows = [record for option in options if (record := option.get_help_record(context))]
     table = ["| option | meaning |", "|---|---|", *(f"| `{_cell(left)}` | {_cell(right)} |" for left, right in rows)]
-    parts = [f"## nullarm {context.info_name}", cleandoc(command.help or ""), f"```\n{usage}\n```"]
-    return [*parts, "\n".join(table)] if rows else parts
+    parts = [f"## {context.command_path}", cleandoc(command.help or ""), f"```\n{usage}\n```"]
+    parts += ["\n".join(table)] if rows else []
+    for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        parts += _command(inner, click.Context(inner, info_name=name, parent=context))
+    return parts
 
 
 def _cell(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from nullarm.engines.base import Engine
 from nullarm.errors import StudyError, UsageError, nearest
 from nullarm.protocols import find_protocol
 from nullarm.protocols.base import Design, Protocol
+from nullarm.protocols.runbooks import translation_of
 from nullarm.report import write_html, write_markdown
 from nullarm.runner import Runner, RunResult, RunState
 from nullarm.store.study_store import StudyStore
@@ -30,6 +31,8 @@ class Prepared:
     protocol: Protocol[Any]
     plan: Plan
     design: Design
+    not_carried: Mapping[str, str] = field(default_factory=dict)
+    """Why, by key, for what a runbook's own file says and its study does not carry."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,22 @@ def prepare(study: str | Study, *, overrides: Sequence[str] = (), profile: str |
     """Read a study file and plan it.
 
     Args:
-        study: A path, the name of a shipped study, or a study.
+        study: A path of a study file or of a runbook's own file, the name of a shipped study, or a study.
         overrides: `dotted.key=value` settings.
         profile: Name of a profile of the file.
 
     Raises:
         StudyError: The file is wrong.
     """
+    not_carried: Mapping[str, str] = {}
     if isinstance(study, str):
-        study = load_study(study_path(study), overrides=overrides, profile=profile, check=_check_parameters)
+        path, data = study_path(study), None
+        if translation := translation_of(path):
+            data, not_carried = translation.study, translation.not_carried
+        study = load_study(path, data=data, overrides=overrides, profile=profile, check=_check_parameters)
     protocol = find_protocol(study.protocol)
     plan = protocol.plan(study)
-    return Prepared(study, protocol, plan, protocol.design(study, plan))
+    return Prepared(study, protocol, plan, protocol.design(study, plan), not_carried)
 
 
 def refuse_design(prepared: Prepared) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from nullarm.cli.options import say_not_carried
+
 
 @click.command()
 @click.argument("path", metavar="[PATH]", type=click.Path(path_type=Path), default=Path("study.yaml"))
@@ -24,17 +26,15 @@ def init(path: Path, source: str) -> None:
 
 
 def _study_text(source: Path) -> bytes:
-    """The study file as it is, or the translation of a runbook's bench file; what that cannot carry is said."""
-    from nullarm.protocols.rank_mechanism.bench_yaml import is_bench_yaml, translate
+    """The study file as it is, or the translation of a runbook's own file; what that cannot carry is said."""
+    from nullarm.protocols.runbooks import translation_of
     from nullarm.study.load import load_study
-    from nullarm.study.strict_yaml import parse_file
 
-    if not is_bench_yaml(parse_file(source).data):
+    translation = translation_of(source)
+    if translation is None:
         load_study(source)  # refuses what is neither
         return source.read_bytes()
-    translation = translate(source)
-    for key, reason in translation.not_carried.items():
-        click.echo(f"not carried: {key}: {reason}", err=True)
+    say_not_carried(translation.not_carried)
     return translation.text(source.name).encode()
 
 

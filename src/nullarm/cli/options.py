@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from nullarm.conduct import Prepared
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -97,6 +100,21 @@ def launch_options(function: FunctionT) -> FunctionT:
         decorated = decorate(decorated)
     result: FunctionT = decorated
     return result
+
+
+def prepared_study(study: str, overrides: tuple[str, ...], profile: str | None) -> Prepared:
+    """The study that a command was given, prepared; what its file says in vain is said."""
+    from nullarm.conduct import prepare
+
+    prepared = prepare(study, overrides=overrides, profile=profile)
+    say_not_carried(prepared.not_carried)
+    return prepared
+
+
+def say_not_carried(not_carried: Mapping[str, str]) -> None:
+    """One line on standard error for each key of a runbook's own file that its study does not carry."""
+    for key, reason in not_carried.items():
+        click.echo(f"not carried: {key}: {reason}", err=True)
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nullarm.cli.options import json_option, print_json, study_options
+from nullarm.cli.options import json_option, prepared_study, print_json, study_options
 from nullarm.cli.progress import duration
 
 
@@ -37,10 +37,10 @@ def plan(
     list_cells: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show cells, power, time, disk and cost before anything runs."""
-    from nullarm.conduct import prepare, refuse_design
+    from nullarm.conduct import refuse_design
 
     device_override = (f"resources.device={device}",) if device else ()
-    prepared = prepare(study, overrides=(*overrides, *device_override), profile=profile)
+    prepared = prepared_study(study, (*overrides, *device_override), profile)
     facts = _facts(prepared, at_once)
     if as_json:
         print_json({**facts, "cells": [cell.to_json() for cell in prepared.plan]})

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nullarm.cli.options import json_option, print_json, study_options
+from nullarm.cli.options import json_option, prepared_study, print_json, study_options
 
 
 def _positive(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -34,9 +34,7 @@ def power(
     effect: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What a design can detect, and how many seeds it takes."""
-    from nullarm.conduct import prepare
-
-    declared = prepare(study, overrides=overrides, profile=profile).study
+    declared = prepared_study(study, overrides, profile).study
     noise_sd = _noise_sd(declared, pilot, aa, sd)
     facts = _facts(declared, noise_sd, effect if effect is not None else declared.analysis.margin)
     if as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nullarm.cli.options import directory_option, json_option, print_json, study_options
+from nullarm.cli.options import directory_option, json_option, prepared_study, print_json, study_options
 
 
 @click.command()
@@ -17,11 +17,11 @@ def preflight(
     study: str, overrides: tuple[str, ...], profile: str | None, directory: Path | None, as_json: bool
 ) -> None:
     """Check this machine against a plan."""
-    from nullarm.conduct import default_directory, prepare
+    from nullarm.conduct import default_directory
     from nullarm.errors import PreflightError
     from nullarm.sites.preflight import Check, check_machine
 
-    prepared = prepare(study, overrides=overrides, profile=profile)
+    prepared = prepared_study(study, overrides, profile)
     checks = [
         Check(
             "study", not prepared.design.refusals, "; ".join(prepared.design.refusals) or "valid, and can reach its α"

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nullarm.cli.execute import detach, execute
-from nullarm.cli.options import Launch, directory_option, json_option, launch_options, study_options
+from nullarm.cli.options import Launch, directory_option, json_option, launch_options, prepared_study, study_options
 
 
 @click.command()
@@ -22,9 +22,9 @@ def run(
     detached: bool, require_verdict: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a study: every open cell, then verdicts and report."""
-    from nullarm.conduct import default_directory, lay_down, prepare
+    from nullarm.conduct import default_directory, lay_down
 
-    prepared = prepare(study, overrides=overrides, profile=profile)
+    prepared = prepared_study(study, overrides, profile)
     root = directory or default_directory(prepared.study)
     store = lay_down(prepared, root)
     if detached:

@@ -19,6 +19,7 @@ QUICK = "quick"
 def load_study(
     path: Path,
     *,
+    data: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     profile: str | None = None,
     environment: Mapping[str, str] | None = None,
@@ -28,6 +29,7 @@ def load_study(
 
     Args:
         path: The YAML file.
+        data: The study that the file stands for, where the file is not a study itself.
         overrides: `dotted.key=value` settings, applied last; the value is YAML.
         profile: Name of a profile of the file to apply.
         environment: Where `DEV_MODE` is looked up; the process environment when left out.
@@ -38,7 +40,9 @@ def load_study(
         StudyError: The file, a profile or an override is wrong.
         FormatError: The file is of a newer format.
     """
-    data, places = _with_parents(path, ())
+    places: dict[str, str] = {}
+    if data is None:
+        data, places = _with_parents(path, ())
     if _dev_mode(os.environ if environment is None else environment):
         profile = profile or (QUICK if QUICK in _section(data, "profiles") else None)
         overrides = ("smoke=true", *overrides)

@@ -38,6 +38,12 @@ _NAME = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
 
 
+def step_of(name: str) -> int:
+    """Step of the checkpoint called `name`; -1 when it is no name of a checkpoint."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
 @dataclass(frozen=True)
 class TrainState:
     """All that a run needs to go on as if it had not stopped.
@@ -83,20 +89,31 @@ class Checkpoints:
         Raises:
             StorageError: The disk is full, read-only or gone; earlier checkpoints are as they were.
         """
-        make_directory(self._directory)
-        sweep_temporary(self._directory)
-        target = self._directory / f"step-{state.step:08d}"
-        staging = self._directory / f"{TEMP_PREFIX}{target.name}-{uuid.uuid4().hex[:8]}"
-        try:
-            with storage_errors(target):
-                staging.mkdir()
-                _write_files(staging, state, self._fingerprint)
-            _set_aside(target)
-            publish_directory(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        self._prune(written=target)
-        return target
+        return self._publish(
+            f"step-{state.step:08d}", lambda directory: _write_files(directory, state, self._fingerprint)
+        )
+
+    def adopt(self, name: str, fetch: Callable[[Path], None]) -> Path:
+        """Publish a checkpoint that `fetch` brings into an empty directory, once all of it is found undamaged.
+
+        Raises:
+            IntegrityError: Something in it is missing, cut short or altered; nothing is published.
+            StorageError, ForeignStudyError, FormatError: As for `save` and `latest_valid`.
+        """
+
+        def fetch_and_read(directory: Path) -> None:
+            fetch(directory)
+            _read(directory, self._fingerprint)
+
+        return self._publish(name, fetch_and_read)
+
+    def newest_valid_step(self) -> int:
+        """Step of the newest undamaged checkpoint; -1 where there is none.
+
+        Raises:
+            ForeignStudyError, FormatError: As for `latest_valid`.
+        """
+        return next((step_of(p.name) for p in self._newest_first() if _is_valid(p, self._fingerprint)), -1)
 
     def latest_valid(self) -> tuple[TrainState | None, tuple[Skipped, ...]]:
         """The newest undamaged checkpoint, or None, and which newer ones were skipped and why.
@@ -117,8 +134,25 @@ class Checkpoints:
     def _newest_first(self) -> list[Path]:
         if not self._directory.is_dir():
             return []
-        found = [(int(match[1]), p) for p in self._directory.iterdir() if (match := _NAME.fullmatch(p.name))]
-        return [path for _, path in sorted(found, reverse=True)]
+        found = [path for path in self._directory.iterdir() if step_of(path.name) >= 0]
+        return sorted(found, key=lambda path: step_of(path.name), reverse=True)
+
+    def _publish(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a directory and give it its final name, whole or not at all; then prune."""
+        make_directory(self._directory)
+        sweep_temporary(self._directory)
+        target = self._directory / name
+        staging = self._directory / f"{TEMP_PREFIX}{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            with storage_errors(target):
+                staging.mkdir()
+                write(staging)
+            _set_aside(target)
+            publish_directory(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self._prune(written=target)
+        return target
 
     def _prune(self, written: Path) -> None:
         """Remove all that is older than the `keep` newest valid checkpoints; `written` needs no second look."""

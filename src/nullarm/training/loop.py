@@ -18,6 +18,7 @@ from nullarm.errors import InvalidResult, Preempted
 from nullarm.training import rng
 from nullarm.training.batches import target_count
 from nullarm.training.checkpoint import Checkpoints, Skipped, TrainState
+from nullarm.training.mirror import Mirror, mirror_from_environment
 from nullarm.training.modes import training_mode
 from nullarm.training.prepare import adamw, copy_into, open_accelerator, trainable_parameters
 from nullarm.training.settings import TrainSettings
@@ -91,6 +92,9 @@ def fit(
 ) -> FitResult:
     """Train the trainable parameters of `model` in place, resuming from `directory` where it holds checkpoints.
 
+    Where `NULLARM_MIRROR` is set, checkpoints are copied to S3 beside the training, and one there that is newer than
+    all in `directory` is resumed from (`nullarm.training.mirror`).
+
     Global random generators are seeded inside and put back afterwards, as are modes and hooks of the model.
 
     Args:
@@ -112,19 +116,23 @@ def fit(
         PreflightError: fp16 was asked for without a GPU.
         ForeignStudyError: `directory` holds checkpoints of something else.
         StorageError: A checkpoint could not be written; earlier ones are intact.
+        UsageError: `NULLARM_MIRROR` names no bucket.
     """
     parameters = trainable_parameters(model)
     accelerator = open_accelerator(settings.precision)
     processes = "" if accelerator.num_processes == 1 else f"|{accelerator.num_processes} processes"
-    checkpoints = Checkpoints(directory, fingerprint=fingerprint + processes, keep=settings.keep_checkpoints)
+    fingerprint, keep = fingerprint + processes, settings.keep_checkpoints
+    checkpoints = Checkpoints(directory, fingerprint=fingerprint, keep=keep)
+    mirror = mirror_from_environment(fingerprint, keep=keep) if accelerator.is_main_process else None
     with (
+        mirror or nullcontext(),
         training_mode(model, gradient_checkpointing=settings.gradient_checkpointing),
         rng.seeded(seed + accelerator.process_index, accelerator.device),
     ):
-        run = _Run(model, parameters, batches, settings, accelerator, checkpoints, extra_step, loss_fn)
+        run = _Run(model, parameters, batches, settings, accelerator, checkpoints, mirror, extra_step, loss_fn)
         resumed_from, skipped = run.resume()
         run.train(should_stop, on_progress)
-    return FitResult(run.losses, settings.steps, resumed_from, run.tokens, run.seconds, skipped)
+        return FitResult(run.losses, settings.steps, resumed_from, run.tokens, run.seconds, skipped)
 
 
 class _Run:
@@ -138,11 +146,12 @@ class _Run:
         settings: TrainSettings,
         accelerator: Accelerator,
         checkpoints: Checkpoints,
+        mirror: Mirror | None,
         hook: StepHook | None,
         loss_fn: LossFn,
     ) -> None:
         self._parameters, self._batches, self._settings = parameters, batches, settings
-        self._accelerator, self._checkpoints = accelerator, checkpoints
+        self._accelerator, self._checkpoints, self._mirror = accelerator, checkpoints, mirror
         self._hook, self._loss_fn = hook, loss_fn
         self._model = accelerator.prepare_model(model)
         self._optimizer = accelerator.prepare_optimizer(adamw(parameters, settings))
@@ -265,7 +274,10 @@ class _Run:
             tensors |= {f"hook/{name}": tensor for name, tensor in hook.items()}
             parameters = dict(self._parameters)
             optimizer = self._optimizer.state_dict()
-            self._checkpoints.save(TrainState(self.step, parameters, optimizer, tensors, self._progress()))
+            state = TrainState(self.step, parameters, optimizer, tensors, self._progress())
+            written = self._checkpoints.save(state)
+            if self._mirror is not None:
+                self._mirror.submit(written)
         self._accelerator.wait_for_everyone()
         self._saved_step = self.step
 
@@ -279,8 +291,11 @@ class _Run:
         }
 
     def resume(self) -> tuple[int | None, tuple[Skipped, ...]]:
-        """Restore the newest undamaged checkpoint; its step, or None, and the damaged ones."""
-        state, skipped = self._checkpoints.latest_valid()
+        """Restore the newest undamaged checkpoint, here or in the mirror; its step, or None, and the damaged ones."""
+        remote = self._mirror.fetch_newer(self._checkpoints) if self._mirror is not None else ()
+        self._accelerator.wait_for_everyone()
+        state, local = self._checkpoints.latest_valid()
+        skipped = remote + local
         if state is None:
             return None, skipped
         copy_into(self._parameters, state.parameters)

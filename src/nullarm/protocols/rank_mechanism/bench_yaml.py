@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from nullarm.errors import StudyError
 from nullarm.models.tasks.glue import SUBSETS, Glue
 from nullarm.protocols.rank_mechanism.arms import ARMS, AUDITED, LEGACY_NAMES, PROBE, SHUFFLED
 from nullarm.protocols.rank_mechanism.bench import ALPHA, MARGIN
 from nullarm.protocols.rank_mechanism.bench_source import BenchSource
+from nullarm.protocols.translation import Translation, name_from
 from nullarm.stats.design import Design
 from nullarm.study.spec import FORMAT
 from nullarm.study.strict_yaml import parse_file
@@ -31,25 +28,6 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
                     "warmup_ratio": 0.1},
 }  # fmt: skip
 """The source's task profiles: the head they need, and how they train where the file does not say."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    """A study that is ready for validation.
-
-    Attributes:
-        study: The study file as plain data.
-        not_carried: Why, by dotted key of the bench file, for every key that the study does not carry as it was.
-    """
-
-    study: dict[str, Any]
-    not_carried: Mapping[str, str]
-
-    def text(self, source: str) -> str:
-        """The study file, headed by what was not carried from `source`."""
-        head = [f"# Translated from {source} by nullarm. Look at it with: nullarm plan THIS_FILE"]
-        head += [f"# not carried: {key}: {why}" for key, why in self.not_carried.items()]
-        return "\n".join(head) + "\n" + yaml.safe_dump(self.study, sort_keys=False, allow_unicode=True)
 
 
 def is_bench_yaml(data: object) -> bool:
@@ -75,7 +53,7 @@ def translate(path: Path) -> Translation:
     parameters = _parameters(source)
     study: dict[str, Any] = {
         "format": FORMAT,
-        "name": _name(path),
+        "name": name_from(path.stem, "bench"),
         "question": f"Do audit-guided per-layer LoRA ranks beat the same ranks shuffled, on {parameters['model']}?",
         "protocol": "rank_mechanism",
         "seeds": seeds,
@@ -89,10 +67,6 @@ def translate(path: Path) -> Translation:
     if smoke := _smoke(source, seeds):
         study["profiles"] = {"quick": smoke}
     return Translation(study, source.not_carried())
-
-
-def _name(path: Path) -> str:
-    return (re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).lstrip("_.-0123456789") or "bench")[:64]
 
 
 def _seeds(source: BenchSource) -> list[int]:

@@ -8,8 +8,9 @@ import yaml
 
 from nullarm.errors import StudyError
 from nullarm.models.tasks.factory import make_task
-from nullarm.protocols.rank_mechanism.bench_yaml import Translation, is_bench_yaml, translate
+from nullarm.protocols.rank_mechanism.bench_yaml import is_bench_yaml, translate
 from nullarm.protocols.rank_mechanism.parameters import RankMechanismParameters
+from nullarm.protocols.translation import Translation
 from nullarm.stats.design import Design
 from nullarm.study.load import load_study, merged
 from nullarm.study.spec import Study
