@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,43 @@ def test_a_series_can_be_hidden_in_all_panels(browser: Browser, sample_page: Pat
         """
     )
     assert hidden == ["false", [[True, False, True]] * 7]
+
+
+def test_a_band_is_hidden_with_its_line(browser: Browser, sample_page: Path) -> None:
+    browser.open(sample_page)
+    browser.draw_all()
+    seen = browser.run(
+        """
+        const figure = [...document.querySelectorAll("figure")].find((f) => f.textContent.includes("Change by layer"));
+        const plots = [...figure.querySelectorAll(".plot")];
+        const look = () => plots.map((p) => p.data.map((t) => [t.fill ?? "none", t.visible ?? true]));
+        const before = look();
+        figure.querySelector(".legend button").click();
+        return [before, look()];
+        """
+    )
+    shown, hidden = [["toself", True], ["none", True]], [["toself", False], ["none", False]]
+    bands_first = [[shown[0], shown[0], shown[1], shown[1]]] * 2
+    assert seen == [bands_first, [[hidden[0], shown[0], hidden[1], shown[1]]] * 2]
+
+
+def test_a_wide_heatmap_scrolls_on_a_narrow_page_and_keeps_its_labels_apart(
+    browser: Browser, sample_page: Path
+) -> None:
+    browser.open(sample_page, width=400)
+    browser.draw_all()
+    panel, labels = browser.run(
+        """
+        const plot = [...document.querySelectorAll(".plot")].find((p) => p.data[0]?.z?.[0].length === 48);
+        const ticks = [...plot.querySelectorAll(".xtick text")].map((t) => t.getBoundingClientRect());
+        const panel = plot.closest(".panel");
+        return [[panel.scrollWidth, panel.clientWidth], ticks.map((t) => [t.left, t.right])];
+        """
+    )
+    assert panel[0] > panel[1]
+    assert len(labels) == 24
+    assert all(left[1] <= right[0] + 1 for left, right in pairwise(labels))
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_no_button_sends_a_chart_away(browser: Browser, sample_page: Path) -> None:

@@ -5,9 +5,9 @@
 
 A round is one study directory, from nothing to done. Each life of its coordinator is cut short after a random time, one
 in four by the death of a worker, which the coordinator survives. Rounds go on until the kills are used up, and each is
-checked: the tables are byte for byte those of the undisturbed run, every planned cell has one record and one directory,
-no item occurs twice, no attempt began more than one chunk that an earlier one had begun, and nothing runs on after its
-coordinator. The store is opened after every kill.
+checked: the tables, those that cells hand on among them, are byte for byte those of the undisturbed run, every planned
+cell has one record and one directory, no item occurs twice, no attempt began more than one chunk that an earlier one
+had begun, and nothing runs on after its coordinator. The store is opened after every kill.
 """
 
 from __future__ import annotations
@@ -157,7 +157,25 @@ def workers_of(root: Path) -> Iterator[psutil.Process]:
 
 def faults_of(root: Path, undisturbed: Path) -> list[str]:
     """Everything in which a study directory differs from what an undisturbed run leaves."""
-    return [*table_faults(StudyPaths(root).tables, StudyPaths(undisturbed).tables), *cell_faults(root)]
+    tables = table_faults(StudyPaths(root).tables, StudyPaths(undisturbed).tables)
+    return [*tables, *artefact_faults(root, undisturbed), *cell_faults(root)]
+
+
+def artefact_faults(root: Path, undisturbed: Path) -> list[str]:
+    """Tables handed on by cells that are not those of the undisturbed run."""
+    mine, theirs = (_artefact_tables(directory) for directory in (root, undisturbed))
+    return [f"artefact {key} differs" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+
+
+def _artefact_tables(root: Path) -> dict[str, str]:
+    with StudyStore.open(root) as store:
+        done = [found for cell in store.plan if (found := store.finished(cell.id))]
+    return {
+        f"{found.record.cell_id}/{name}": artefact.sha256
+        for found in done
+        for name, artefact in found.record.artefacts.items()
+        if artefact.file.endswith(".parquet")
+    }
 
 
 def table_faults(tables: Path, expected: Path) -> list[str]:

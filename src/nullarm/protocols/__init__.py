@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "rank_mechanism": "nullarm.protocols.rank_mechanism.protocol:RankMechanism",
     "rehearsal": "nullarm.protocols.rehearsal:Rehearsal",
+    "residual": "nullarm.protocols.residual.protocol:Residual",
 }
 
 

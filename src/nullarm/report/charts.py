@@ -63,6 +63,8 @@ class Axis:
 
     label: str
     log: bool = False
+    whole: bool = False
+    """What is counted: ticks stand at whole numbers only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,9 @@ class Series:
     x: Numbers
     y: Numbers
     y_interval: Sequence[tuple[float, float] | None] = ()
-    """Lower and upper end per point, drawn as error bars."""
+    """Lower and upper end per point."""
+    interval_style: Literal["bars", "band"] = "bars"
+    """Error bars, or a band along the line: better where many points or lines stand close."""
     hover: Sequence[str] = ()
     cells: Cells = ()
     style: Literal["line", "points", "line+points", "step"] = "line"
@@ -116,11 +120,13 @@ class PlotPanel:
 
     title: str
     series: tuple[Series, ...]
+    y: Axis | None = None
+    """An axis of its own, where panels show different measurements; else the plot's, equal in all panels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Lines, scatter, steps: panels side by side on equal axes."""
+    """Lines, scatter, steps: panels side by side, on equal axes but where a panel has its own."""
 
     title: str
     x: Axis

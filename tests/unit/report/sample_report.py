@@ -83,7 +83,7 @@ def sample() -> Document:
         sections=(
             Section("How far apart the arms are", (_contrasts(), _paired(), _scores())),
             Section("Where the ranks went", (_explanation(), _rank_maps(), _residual_map())),
-            Section("What the audit saw", (_spectra(), _energy(), _pareto())),
+            Section("What the audit saw", (_spectra(), _energy(), _pareto(), _trajectories())),
             Section("Provenance", (*_provenance(), _closing())),
         ),
         cells=cells,
@@ -293,6 +293,21 @@ def _energy() -> Plot:
         (PlotPanel("", tuple(series)),),
         guides,
     )
+
+
+def _trajectories() -> Plot:
+    """Two measurements with bands on axes of their own, over whole numbers."""
+    layers = list(range(-1, 12))
+    panels = []
+    for title, size in (("divergence", 0.02), ("norm", 30.0)):
+        series = []
+        for arm, factor in (("audited", 1.0), ("uniform_matched", 0.4)):
+            y = [size * factor * (layer + 2) for layer in layers]
+            ends = [(0.8 * v, 1.2 * v) for v in y]
+            cells = ((cell_id(arm, 42),),)
+            series.append(Series(name=arm, x=layers, y=y, y_interval=ends, interval_style="band", cells=cells))
+        panels.append(PlotPanel(title, tuple(series), Axis(f"{title}, units")))
+    return Plot("Change by layer", Axis("layer", whole=True), Axis("value"), tuple(panels))
 
 
 def _pareto() -> Plot:

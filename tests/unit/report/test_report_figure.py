@@ -11,6 +11,7 @@ from sample_report import sample
 from nullarm.report import (
     Axis,
     Document,
+    Guide,
     Heatmap,
     HeatmapPanel,
     IntervalPlot,
@@ -146,6 +147,23 @@ def test_large_heatmaps_print_no_values_and_thin_their_labels() -> None:
     assert len(spec["layout"]["xaxis"]["ticktext"]) == 40
 
 
+def test_every_label_of_a_wide_heatmap_has_its_width() -> None:
+    names = tuple(f"token {i}" for i in range(32))
+    panel = HeatmapPanel("p", names, ("0", "1"), [[0.5] * 32] * 2)
+    figure = draw(Heatmap("t", "x", "y", "v", (panel,)), NONE)
+    assert figure.panels[0].least_px >= 14 * 32
+    assert figure.panel_px >= figure.panels[0].least_px
+
+
+def test_rows_of_a_deep_heatmap_are_lower_but_as_high_as_their_labels() -> None:
+    def height(rows: int) -> int:
+        panel = HeatmapPanel("p", tuple("abcdefghijklmnopqrst"), tuple(map(str, range(rows))), [[0.5] * 20] * rows)
+        return draw(Heatmap("t", "x", "y", "v", (panel,)), NONE).panels[0].height_px
+
+    assert height(10) - height(5) == 5 * 24
+    assert height(40) - height(30) == 10 * 14
+
+
 def test_equal_labels_stay_apart() -> None:
     panel = HeatmapPanel("p", ("the", "the"), ("y",), [[1.0, 2.0]])
     spec = specs(draw(Heatmap("t", "x", "y", "v", (panel,)), NONE))[0]
@@ -171,6 +189,46 @@ def test_a_range_holds_error_bars_and_all_panels() -> None:
         assert low < 0
         assert high > 2
         assert spec["data"][0]["error_y"]["arrayminus"] == [1, 0]
+
+
+def test_a_panel_with_an_axis_of_its_own_leaves_the_others_alone() -> None:
+    small, large = (Series(name="s", x=[0, 1], y=[0, top]) for top in (1.0, 500.0))
+    panels = (PlotPanel("own", (large,), Axis("metres")), PlotPanel("a", (small,)), PlotPanel("b", (small,)))
+    own, *others = specs(draw(Plot("t", Axis("x"), Axis("nats"), panels, (Guide("y", 2.0, "cap"),)), NONE))
+    assert own["layout"]["yaxis"]["title"]["text"] == "metres"
+    assert own["layout"]["yaxis"]["range"][1] > 500
+    assert "metres: 500" in own["data"][0]["hovertext"][1]
+    assert "shapes" not in own["layout"]
+    for other in others:
+        assert other["layout"]["yaxis"]["title"]["text"] == "nats"
+        assert 2 < other["layout"]["yaxis"]["range"][1] < 3
+        assert len(other["layout"]["shapes"]) == 1
+
+
+@pytest.mark.parametrize(("last", "step"), [(0, 1), (9, 1), (10, 2), (18, 2), (33, 5), (80, 10), (95, 20), (900, 100)])
+def test_whole_numbers_have_whole_ticks(last: int, step: int) -> None:
+    series = Series(name="s", x=[0, last], y=[0, 1])
+    figure = draw(Plot("t", Axis("layer", whole=True), Axis("y"), (PlotPanel("", (series,)),)), NONE)
+    axis = specs(figure)[0]["layout"]["xaxis"]
+    assert (axis["tick0"], axis["dtick"]) == (0, step)
+
+
+def test_a_band_is_one_polygon_per_unbroken_run() -> None:
+    series = Series(
+        name="s", x=[0, 1, 2, 3], y=[1, 2, 3, 4], y_interval=[(0, 2), (1, 3), None, (3, NAN)], interval_style="band"
+    )
+    band, line = specs(plot(series))[0]["data"]
+    assert (band["x"], band["y"]) == ([0, 1, 1, 0], [2, 3, 1, 0])
+    assert band["meta"] == line["meta"]
+    assert band["fillcolor"] == line["line"]["color"]
+    assert "error_y" not in line
+
+
+def test_a_band_after_a_gap_begins_anew() -> None:
+    ends = [(0.0, 2.0), None, (1.0, 3.0)]
+    series = Series(name="s", x=[0, 1, 2], y=[1, 2, 3], y_interval=ends, interval_style="band")
+    band = specs(plot(series))[0]["data"][0]
+    assert (band["x"], band["y"]) == ([0, 0, None, 2, 2], [2, 0, None, 3, 1])
 
 
 def test_a_logarithmic_axis_survives_zeros() -> None:

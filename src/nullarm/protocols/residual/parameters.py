@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -182,7 +183,7 @@ class ResidualParameters(Strict):
     chat_template: bool = False
     """Put every prompt into the tokeniser's chat template, as a user's message with the marker of the answer."""
     add_bos: bool = False
-    """Begin every prompt with BOS even where the tokeniser by itself would not; one that adds it to plain text does so."""
+    """Begin every prompt with BOS even where the tokeniser by itself would not; one that does keeps doing so."""
     normalize_length: bool = False
     """Trim all prompts to the shortest one's number of tokens, by token ids, before variants are made."""
     prompt_variants: tuple[str, ...] = ("identity",)
@@ -246,23 +247,19 @@ class ResidualParameters(Strict):
         return self
 
     def passes(self) -> Passes:
-        """The runs and comparisons of a capture: the factorial, or the plain comparison and its swaps."""
-        if self.multi_pass.enabled:
-            return self.multi_pass.passes()
-        plain = single_pass()
-        runs = {(run.forward, run.unembedding): run for run in plain.runs}
-        comparisons = list(plain.comparisons)
-        for swap in self.embedding_variants:
-            left = _known(runs, swap.base.run(f"base:{swap.name}", "base"))
-            right = _known(runs, swap.sft.run(f"sft:{swap.name}", "sft"))
-            if any((c.left, c.right) == (left.name, right.name) for c in comparisons):
-                comparisons = [Comparison(swap.name, c.left, c.right) if c.left == left.name and c.right == right.name
-                               else c for c in comparisons]  # fmt: skip
-            else:
-                comparisons.append(Comparison(swap.name, left.name, right.name))
-        return Passes(tuple(runs.values()), tuple(comparisons))
+        """The runs and comparisons of a capture."""
+        return passes_of(self.multi_pass, self.embedding_variants)
 
 
-def _known(runs: dict[Any, Run], run: Run) -> Run:
-    """The run with these parts, noted if it is new."""
-    return runs.setdefault((run.forward, run.unembedding), run)
+def passes_of(multi_pass: MultiPass, swaps: Sequence[Swap]) -> Passes:
+    """The factorial, or the plain comparison and its swaps; a run that is asked for twice is one run."""
+    if multi_pass.enabled:
+        return multi_pass.passes()
+    plain = single_pass()
+    runs = {(run.forward, run.unembedding): run for run in plain.runs}
+    comparisons = {(c.left, c.right): c for c in plain.comparisons}
+    for swap in swaps:
+        left, right = swap.base.run(f"base:{swap.name}", "base"), swap.sft.run(f"sft:{swap.name}", "sft")
+        left, right = (runs.setdefault((run.forward, run.unembedding), run) for run in (left, right))
+        comparisons[left.name, right.name] = Comparison(swap.name, left.name, right.name)
+    return Passes(tuple(runs.values()), tuple(comparisons.values()))

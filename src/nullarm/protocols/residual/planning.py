@@ -50,16 +50,13 @@ def residual_cells(study: Study, parameters: ResidualParameters, version: int) -
 
 def _match_arms(study: Study, parameters: ResidualParameters) -> None:
     arms, pairs = set(study.arms), set(parameters.pairs)
-    for odd, what, known in (
-        (arms - pairs, "arm {!r} has no pair", pairs),
-        (pairs - arms, "pair {!r} has no arm", arms),
-    ):
-        if odd:
-            raise StudyError(
-                f"{study.name}: {what.format(min(odd))} in parameters.pairs",
-                valid=sorted(known),
-                next_command="give `factors` and `parameters.pairs` the same names",
-            )
+    if odd := arms ^ pairs:
+        name = min(odd)
+        raise StudyError(
+            f"{study.name}: {name!r} is " + ("an arm without a pair" if name in arms else "a pair without an arm"),
+            valid=sorted(arms & pairs) or "none agree",
+            next_command="give `factors` and `parameters.pairs` the same names",
+        )
     for name, arm in study.arms.items():
         if arm.replicates > 1 and parameters.pairs[name].sft_weights == "trained":
             raise StudyError(

@@ -93,7 +93,7 @@ def read_pair(cell: Cell, models: PairModels) -> Reading:
     rights = reread(lefts, base.tokenizer, sft.tokenizer, add_bos=add_bos, templated=templated)
     right_of = {(row.prompt, row.variant): row for row in rights}
     for loaded, rows in ((base, lefts), (sft, rights)):
-        _refuse_too_long(loaded, rows)
+        refuse_too_long(loaded, rows)
     ordered = batches(lefts, cell.settings["batch_tokens"])
     rows = tuple(tuple(_row(left, right_of[left.prompt, left.variant]) for left in batch) for batch in ordered)
     shared = shared_vocabulary(
@@ -116,8 +116,12 @@ def _row(left: Encoded, right: Encoded) -> Row:
     return Row(left, right, tuple(i for i, _ in pairs), tuple(j for _, j in pairs))
 
 
-def _refuse_too_long(loaded: Loaded, rows: Sequence[Encoded]) -> None:
-    """GPT-2 and its kind have an embedding for each position, and no more."""
+def refuse_too_long(loaded: Loaded, rows: Sequence[Encoded]) -> None:
+    """Refuse rows that a model has no positions for: GPT-2 and its kind have an embedding for each, and no more.
+
+    Raises:
+        ModelError: A row is too long.
+    """
     config = loaded.anatomy.model.config
     limit = getattr(config, "n_positions", None)
     longest = max(rows, key=lambda row: len(row.ids))

@@ -26,6 +26,8 @@ from nullarm.report.text import hover_text, plotly_text
 PRINTED_CELLS = 400
 """Panels with more values than this show colour only."""
 PRINTED_COLUMNS = 16
+LABEL_PX = 14
+"""Height of a line of labels."""
 DISCRETE = 8
 """With no more distinct values than this, each has its own tick on the colour scale."""
 Limits = tuple[float, float]
@@ -57,10 +59,9 @@ def _draw_panel(chart: Heatmap, p: HeatmapPanel, limits: Limits, citations: Cita
         texttemplate="%{text}" if _printed(p) else None,
         textfont={"size": 12, "weight": 600},
     )
-    row_px = 24 if rows <= 40 else max(5.0, 960 / rows)
     x = label_axis(chart.x_label, p.x, every_nth(columns), showline=False, ticks="")
     y = label_axis(chart.y_label, p.y, every_nth(rows), showline=False, ticks="", range=[rows - 0.5, -0.5])
-    return panel(p.title, [trace], layout(round(rows * row_px) + 62 + _label_px(p), x, y))
+    return panel(p.title, [trace], layout(round(rows * _row_px(p)) + 62 + _label_px(p), x, y), _least_px(p))
 
 
 def _hover(chart: Heatmap, p: HeatmapPanel, row: int, column: int, citations: Citations) -> str:
@@ -114,11 +115,22 @@ def _printed_text(p: HeatmapPanel) -> list[list[str]]:
     return [["" if finite(v) is None else plotly_text(show(v)) for v in row] for row in p.values]
 
 
+def _row_px(p: HeatmapPanel) -> float:
+    """High enough for labels while there are few rows; many rows share the height of a screen."""
+    return 24.0 if _printed(p) else _cell_px(len(p.y), most=24, room=400, limit=960)
+
+
 def _column_px(p: HeatmapPanel) -> float:
     if not _printed(p):
-        return min(26.0, 900 / max(1, len(p.x)))
+        return _cell_px(len(p.x), most=26, room=450, limit=900)
     longest = max((len(text) for row in _printed_text(p) for text in row), default=1)
     return max(26, longest * CHARACTER_PX + 8)
+
+
+def _cell_px(count: int, *, most: float, room: float, limit: float) -> float:
+    """Side of a cell: what fits `room` while labels fit too, and never more than `limit` for all of them."""
+    wanted = min(most, max(LABEL_PX, room / max(1, count)))
+    return max(5.0, min(wanted, limit / max(1, count)))
 
 
 def _label_px(p: HeatmapPanel) -> int:
@@ -129,3 +141,9 @@ def _label_px(p: HeatmapPanel) -> int:
 
 def _width_px(p: HeatmapPanel) -> int:
     return round(min(980, max(240, 60 + widest(p.y) + _column_px(p) * len(p.x))))
+
+
+def _least_px(p: HeatmapPanel) -> int:
+    """Printed values need their columns whole; otherwise turned labels stand side by side."""
+    labels = math.ceil(len(p.x) / every_nth(len(p.x)))
+    return _width_px(p) if _printed(p) else 60 + widest(p.y) + LABEL_PX * labels

@@ -27,6 +27,8 @@ class Panel:
     spec: str
     """JSON, safe inside a script element."""
     height_px: int
+    least_px: int = 0
+    """Width below which labels would overlap; on a narrower page the panel scrolls sideways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,13 @@ class Figure:
     ramp: Ramp | None = None
 
 
-def panel(title: str, traces: Iterable[Any], layout: dict[str, Any]) -> Panel:
+def panel(title: str, traces: Iterable[Any], layout: dict[str, Any], least_px: int = 0) -> Panel:
     """A panel from Plotly traces and a layout, checked by Plotly's own schema."""
     import plotly.graph_objects as go
 
     spec = go.Figure(data=list(traces), layout=go.Layout(**layout)).to_plotly_json()
     spec["layout"].pop("template", None)
-    return Panel(title, script_json(spec), layout["height"])
+    return Panel(title, script_json(spec), layout["height"], least_px)
 
 
 def script_json(data: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 
 from nullarm.report.charts import Axis, Guide, Plot, PlotPanel, Series
 from nullarm.report.citations import Citations
+from nullarm.report.figure.band import band
 from nullarm.report.figure.parts import Figure, LegendEntry, Panel, axis, layout, panel, span
 from nullarm.report.numbers import finite, show
 from nullarm.report.palette import ORDERED, PAPER, SERIES, SOFT
@@ -27,13 +29,8 @@ def draw_plot(chart: Plot, citations: Citations) -> Figure:
     names = dict.fromkeys(series.name for p in chart.panels for series in p.series)
     look = {name: _look(chart, index, len(names)) for index, name in enumerate(names)}
     single = len(chart.panels) == 1
-    x, y = _axis(chart.x, _values(chart, "x")), _axis(chart.y, _values(chart, "y"))
-    decor = {
-        "shapes": [_guide_line(guide) for guide in chart.guides],
-        "annotations": [_guide_label(chart, guide) for guide in chart.guides],
-    }
-    frame = layout(HEIGHT_PX if single else SMALL_HEIGHT_PX, x, y, **decor)
-    panels = tuple(_draw_panel(chart, p, look, frame, citations) for p in chart.panels)
+    height = HEIGHT_PX if single else SMALL_HEIGHT_PX
+    panels = tuple(_draw_panel(chart, p, look, _frame(chart, p, height), citations) for p in chart.panels)
     legend = tuple(
         LegendEntry(name, variable, index, _mark(chart, name, dash))
         for index, (name, (variable, _, dash, _)) in enumerate(look.items())
@@ -58,13 +55,25 @@ def _mark(chart: Plot, name: str, dash: str) -> str:
     return "point" if points else dash
 
 
+def _frame(chart: Plot, p: PlotPanel, height_px: int) -> dict[str, Any]:
+    """The layout of a panel: equal x axes, and equal y axes but for a panel that has its own."""
+    everything = [s for other in chart.panels for s in other.series]
+    sharing = [s for other in chart.panels if other.y is None for s in other.series]
+    guides = chart.guides if p.y is None else tuple(guide for guide in chart.guides if guide.axis == "x")
+    x = _axis(chart.x, _values(chart.x, "x", everything, chart.guides))
+    y = _axis(p.y or chart.y, _values(p.y or chart.y, "y", p.series if p.y else sharing, guides))
+    lines, labels = [_guide_line(guide) for guide in guides], [_guide_label(chart, guide) for guide in guides]
+    return layout(height_px, x, y, shapes=lines, annotations=labels)
+
+
 def _draw_panel(chart: Plot, p: PlotPanel, look: dict[str, Look], frame: dict[str, Any], citations: Citations) -> Panel:
     order = list(look)
-    traces = [_trace(chart, s, look[s.name], order.index(s.name), citations) for s in p.series]
-    return panel(p.title, traces, frame)
+    bands = [b for s in p.series if (b := band(s, look[s.name][1], order.index(s.name)))]
+    lines = [_trace(chart.x, p.y or chart.y, s, look[s.name], order.index(s.name), citations) for s in p.series]
+    return panel(p.title, [*bands, *lines], frame)
 
 
-def _trace(chart: Plot, series: Series, look: Look, index: int, citations: Citations) -> Any:
+def _trace(x: Axis, y: Axis, series: Series, look: Look, index: int, citations: Citations) -> Any:
     _, colour, dash, symbol = look
     n = len(series.x)
     return go.Scatter(
@@ -75,18 +84,18 @@ def _trace(chart: Plot, series: Series, look: Look, index: int, citations: Citat
         marker={"color": colour, "size": 8, "symbol": symbol},
         error_y=_error_bars(series, colour),
         hoverinfo="text",
-        hovertext=[hover_text(_hover_lines(chart, series, i, citations)) for i in range(n)],
+        hovertext=[hover_text(_hover_lines(x, y, series, i, citations)) for i in range(n)],
         customdata=[citations.first_row(series.cells_at(i)) for i in range(n)],
         meta={"series": index},
     )
 
 
-def _hover_lines(chart: Plot, series: Series, index: int, citations: Citations) -> list[str]:
+def _hover_lines(x: Axis, y: Axis, series: Series, index: int, citations: Citations) -> list[str]:
     interval = series.y_interval[index] if len(series.y_interval) else None
     lines = (
         series.name,
-        f"{chart.x.label}: {show(series.x[index])}",
-        f"{chart.y.label}: {show(series.y[index])}",
+        f"{x.label}: {show(series.x[index])}",
+        f"{y.label}: {show(series.y[index])}",
         f"interval {show(interval[0])} to {show(interval[1])}" if interval else "",
         series.hover[index] if len(series.hover) else "",
         citations.line(series.cells_at(index)),
@@ -95,7 +104,7 @@ def _hover_lines(chart: Plot, series: Series, index: int, citations: Citations) 
 
 
 def _error_bars(series: Series, colour: str) -> dict[str, Any] | None:
-    if not len(series.y_interval):
+    if not len(series.y_interval) or series.interval_style == "band":
         return None
     ends = [interval or (None, None) for interval in series.y_interval]
     down = [_distance(low, y) for (low, _), y in zip(ends, series.y, strict=True)]
@@ -108,11 +117,9 @@ def _distance(low: float | None, high: float | None) -> float:
     return 0.0 if low is None or high is None else high - low
 
 
-def _values(chart: Plot, name: str) -> list[float]:
-    """Every finite value along one axis, error bars and guides included."""
-    of: Axis = getattr(chart, name)
-    series = [s for p in chart.panels for s in p.series]
-    values = [v for s in series for v in getattr(s, name)] + [g.value for g in chart.guides if g.axis == name]
+def _values(of: Axis, name: Literal["x", "y"], series: Sequence[Series], guides: Sequence[Guide]) -> list[float]:
+    """Every finite value along one axis, intervals and guides included."""
+    values = [v for s in series for v in getattr(s, name)] + [g.value for g in guides if g.axis == name]
     if name == "y":
         values += [end for s in series for interval in s.y_interval if interval for end in interval]
     return [v for v in map(finite, values) if v is not None and (v > 0 or not of.log)]
@@ -121,11 +128,19 @@ def _values(chart: Plot, name: str) -> list[float]:
 def _axis(of: Axis, values: list[float]) -> dict[str, Any]:
     """An axis that holds all panels; a logarithmic one has its ticks at 1, 2, 5 or at powers."""
     if not of.log:
-        return axis(of.label, range=list(span(values)))
-    ticks = log_ticks(values)
-    labels = [plotly_text(show(tick)) for tick in ticks]
+        ticks: dict[str, Any] = {"tick0": 0, "dtick": _whole_step(values)} if of.whole else {}
+        return axis(of.label, range=list(span(values)), **ticks)
+    places = log_ticks(values)
+    labels = [plotly_text(show(place)) for place in places]
     range_ = list(span(math.log10(v) for v in values))
-    return axis(of.label, log=True, tickmode="array", tickvals=ticks, ticktext=labels, range=range_)
+    return axis(of.label, log=True, tickmode="array", tickvals=places, ticktext=labels, range=range_)
+
+
+def _whole_step(values: list[float]) -> int:
+    """The least of 1, 2, 5, 10, 20, … that makes no more than nine steps."""
+    width = max(values) - min(values) if values else 0.0
+    power: int = 10 ** max(0, math.floor(math.log10(max(width, 9) / 9)))
+    return next(step for step in (power, 2 * power, 5 * power, 10 * power) if width <= 9 * step)
 
 
 def log_ticks(values: list[float]) -> list[float]:
