@@ -32,10 +32,10 @@ def _claim(evidence: Evidence, verdict: Verdict) -> str:
             Verdict.HARMFUL: f"treated is worse than its reference by more than {margin}",
         }.get(verdict, f"that treated is not worse than its reference by {margin} is not shown")
     return {
-        Verdict.CONFIRMED: "treated is better than its control"
+        Verdict.CONFIRMED: "treated is above its control"
         + (f" by at least the margin {margin}" if evidence.margin > 0 else ""),
-        Verdict.DETECTED_BELOW_MARGIN: f"treated is better than its control, but by less than the margin {margin}",
-        Verdict.HARMFUL: "treated is worse than its control",
+        Verdict.DETECTED_BELOW_MARGIN: f"treated is above its control, but by less than the margin {margin}",
+        Verdict.HARMFUL: "treated is below its control",
     }.get(verdict, "neither an effect nor its absence is shown")
 
 

@@ -58,10 +58,10 @@ def superiority(
 @pytest.mark.parametrize(
     ("effect", "sd", "margin", "verdict", "words"),
     [
-        (0.6, 1.0, 0.2, Verdict.CONFIRMED, "Treated is better than its control by at least the margin 0.2: +0."),
-        (0.6, 1.0, 0.0, Verdict.CONFIRMED, "Treated is better than its control: +0."),
+        (0.6, 1.0, 0.2, Verdict.CONFIRMED, "Treated is above its control by at least the margin 0.2: +0."),
+        (0.6, 1.0, 0.0, Verdict.CONFIRMED, "Treated is above its control: +0."),
         (0.6, 1.0, 2.0, Verdict.DETECTED_BELOW_MARGIN, "but by less than the margin 2"),
-        (-0.6, 1.0, 0.2, Verdict.HARMFUL, "Treated is worse than its control: -0."),
+        (-0.6, 1.0, 0.2, Verdict.HARMFUL, "Treated is below its control: -0."),
         (0.0, 0.2, 0.2, Verdict.EQUIVALENT, "The difference lies inside ±0.2"),
         (0.0, 1.0, 0.1, Verdict.INCONCLUSIVE, "Neither an effect nor its absence is shown"),
     ],

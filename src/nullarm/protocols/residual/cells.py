@@ -67,9 +67,9 @@ def run_capture(context: CellContext) -> CellResult:
 
 def run_tune_lens(context: CellContext) -> CellResult:
     """Train the translators of one model."""
-    from nullarm.protocols.residual.tuned_lens import train_translators
+    from nullarm.protocols.residual import tune
 
-    return train_translators(context)
+    return tune.run_tune_lens(context)
 
 
 def run_intervention(context: CellContext) -> CellResult:

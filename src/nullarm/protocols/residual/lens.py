@@ -1,9 +1,9 @@
 """The vocabulary projection: every run's logits once, and everything that is read from them or compared through them.
 
-Rows go through in tiles, so that the logits of one tile are all that is ever held. Within a tile, a few rows at a time
-and one segment of the vocabulary after another, so that what is worked on stays in the cache. Two passes over the
-logits: the first finds normalisers, the second has log-probabilities, so that divergences are sums of differences of
-those and nothing large cancels.
+Rows go through in tiles, and the logits of one tile are all that is ever held. Within a tile, a few rows at a time and
+one segment of the vocabulary after another, so that what is worked on stays in the cache. There are two passes over the
+logits: the first sums their exponentials, the second has probabilities, so that divergences are sums of differences of
+log-softmax, never logarithms of a probability.
 
 Shapes: R runs, C comparisons, N rows, d width of the model, V tokens, T tracked tokens, k tokens kept, U distinct
 projections. Missing values are NaN. Everything after the matrix product is fp32.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class Budget:
 
     Attributes:
         tile_bytes: Logits of all runs that are held at a time.
-        block_elements: Logits of all runs in the rows that go through together, per thread.
+        block_elements: Logits of all runs in one segment of the rows that go through together, per thread.
     """
 
     tile_bytes: int
@@ -46,9 +47,10 @@ class Budget:
 
 
 ON_CPU = Budget(tile_bytes=512 << 20, block_elements=1 << 17)
-"""Blocks that, with what is computed from them, fit the second-level cache."""
-ON_GPU = Budget(tile_bytes=2 << 30, block_elements=1 << 25)
-"""Blocks that are worth a kernel launch."""
+"""Tiles of rows enough for a fast matrix product, segments that stay in the second-level cache. Measured: half the tile
+costs 10 % of the product, a quarter of the block 3 ns per logit."""
+ON_GPU = Budget(tile_bytes=2 << 30, block_elements=1 << 23)
+"""Segments that are worth a kernel launch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +189,7 @@ def _tiles(
     device = distinct[0][0].device
     most = _budget(device).tile_bytes // (4 * len(distinct) * vocabulary)
     parts = _even_parts(rows, most)
-    held = torch.empty(len(distinct), parts[0].stop, vocabulary, device=device)
+    held = torch.empty(len(distinct), parts[0].stop, vocabulary, dtype=torch.float32, device=device)
     for part in parts:
         logits = held[:, : part.stop - part.start]
         for unembedding in dict.fromkeys(unembedding for _, unembedding in distinct):
@@ -198,7 +200,8 @@ def _tiles(
 
 def _blocks(logits: Tensor, next_ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Sequence[Tensor]]]:
     """Rows of a tile that are worked on together, and room for the exponentials of each of their segments."""
-    elements = _budget(logits.device).block_elements * (torch.get_num_threads() if logits.device.type == "cpu" else 1)
+    threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
+    elements = _budget(logits.device).block_elements * threads
     parts = _even_parts(logits.shape[1], elements // (len(logits) * _width(logits.shape[-1])))
     room = [torch.empty_like(z) for z in _segments(logits[:, parts[0]])]
     for rows in parts:
@@ -213,7 +216,8 @@ def _multiply(users: Sequence[tuple[Tensor, Tensor]], unembedding: Unembedding) 
     """
     weight = unembedding.weight
     upcast = weight.device.type == "cpu" and weight.dtype != torch.float32
-    for start in range(0, len(weight), chunk := CHUNK if upcast else len(weight)):
+    chunk = CHUNK if upcast else len(weight)
+    for start in range(0, len(weight), chunk):
         columns = slice(start, start + chunk)
         factor = weight[columns].float() if upcast else weight
         for state, logits in users:
@@ -250,14 +254,20 @@ def _measure(
         between[3, c] = _overlap(top_ids[i], top_ids[j])
         values[:, c], ids[:, c] = comparison.largest(logits[i], logits[j], top_k)
     return Projection(
-        entropy.squeeze(-1),
-        (normaliser - following).squeeze(-1),
-        (above + 1).masked_fill_(following.isnan(), torch.nan).squeeze(-1),
-        _at(logits, tracked.expand(rows, -1)),
-        top_values,
-        top_ids,
-        *between.unbind(),
-        *(values[0], ids[0], values[1], ids[1]),
+        entropy=entropy.squeeze(-1),
+        loss=(normaliser - following).squeeze(-1),
+        rank=(above + 1).masked_fill_(following.isnan(), torch.nan).squeeze(-1),
+        tracked=_at(logits, tracked.expand(rows, -1)),
+        top_values=top_values,
+        top_ids=top_ids,
+        kl_div=between[0],
+        kl_reverse=between[1],
+        js=between[2],
+        overlap=between[3],
+        up_values=values[0],
+        up_ids=ids[0],
+        down_values=values[1],
+        down_ids=ids[1],
     )
 
 
@@ -293,9 +303,10 @@ class _Comparison:
     def divergences(self) -> Tensor:
         """[3, n] KL(right ‖ left), KL(left ‖ right) and Jensen–Shannon.
 
-        Sums of terms of both signs: rounding would make those of nearly equal runs slightly negative.
+        Sums of terms of both signs: rounding would make those of nearly equal runs slightly negative, and
+        Jensen–Shannon of runs without a common token slightly more than log 2.
         """
-        return torch.stack([self._kl_div, self._kl_reverse, self._js / 2]).clamp_min_(0)
+        return torch.stack([self._kl_div, self._kl_reverse, (self._js / 2).clamp_max_(log(2))]).clamp_min_(0)
 
     def largest(self, left: Tensor, right: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """Values and tokens [2, n, k] of the largest and of the smallest right − left, from the logits [n, V]."""

@@ -1,4 +1,4 @@
-"""The report of a residual study: what was compared, trajectories, maps, hotspots, the factorial, tracked tokens, interventions."""
+"""The report of a residual study: what was compared, trajectories, maps, hotspots, factorial, tokens, interventions."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _plot(changed: dict[Entry, dict[int, float]]) -> Plot:
         title="Where the change was made",
         x=LAYER,
         y=Axis("share of the direct change"),
-        panels=(PlotPanel("", series),),
+        panels=(PlotPanel(series[0].name if len(series) == 1 else "", series),),
         caption="Each layer's share of the summed squared direct change, over all prompts and positions: what a block "
         "changes by itself, with nothing inherited from earlier layers. A few positions with very large residuals, "
         "often the first one, can carry most of it. An entry in which nothing changed has no line.",

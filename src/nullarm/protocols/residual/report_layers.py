@@ -19,7 +19,7 @@ BETWEEN = {
     "cosine": ("cosine of the two residuals", "cosine"),
     "cka": ("linear CKA of the whole layer", "CKA"),
     "mean_difference": ("mean difference", "norm of the mean difference"),
-    "direction_consistency": ("is it one direction?", "mean cosine of the prompts with it"),
+    "direction_consistency": ("do prompts share its direction?", "mean cosine"),
 }
 """Metrics of the primary comparison: title and unit."""
 ALONG = {
@@ -42,7 +42,8 @@ def trajectories(entries: Sequence[Entry]) -> Iterator[Block]:
         if (series := _known(_line(e.name, e, "pair", e.captured.passes.primary.name, metric) for e in entries))
     ]
     if panels:
-        yield Plot("Base against fine-tuned", LAYER, Axis("value"), tuple(panels), caption=_caption(entries))
+        only = f": {entries[0].name}" if len(entries) == 1 else ""
+        yield Plot(f"Base against fine-tuned{only}", LAYER, Axis("value"), tuple(panels), caption=_caption(entries))
     for metric, (title, unit) in ALONG.items():
         sides = [(entry, _sides(entry, metric)) for entry in entries]
         panels = [PlotPanel(entry.name, series) for entry, series in sides if series]

@@ -125,26 +125,31 @@ class _Map:
         kept = [row for row in rows if window.first <= row["position"] <= window.last]
         self._cells = entry.cells
         self._values: Mapping[Place, Mapping[str, Any]] = {(row["layer"], row["position"]): row for row in kept}
-        self._layers = sorted({layer for layer, _ in self._values}, reverse=True)  # the last layer on top
         self._positions = sorted({position for _, position in self._values})
         self._tokens = captured.tokens(window.prompt, captured.variant)
         self._shifts = _shifts(captured, window)
 
     def has(self, metric: str) -> bool:
         """Whether it was measured anywhere here."""
-        return any(row[metric] is not None for row in self._values.values())
+        return bool(self._measured(metric))
 
     def panel(self, title: str, metric: str) -> HeatmapPanel:
-        """The map of one metric."""
+        """The map of one metric; a layer where it was not measured has no row."""
         none: Mapping[str, Any] = {}
+        layers = self._measured(metric)
         return HeatmapPanel(
             title=title,
             x=tuple(f"{position} {token_label(self._tokens[position]).strip()}" for position in self._positions),
-            y=tuple(show(layer) for layer in self._layers),
-            values=[[self._values.get((i, p), none).get(metric) for p in self._positions] for i in self._layers],
-            hover=[[self._shifts.get((i, p), "") for p in self._positions] for i in self._layers],
+            y=tuple(show(layer) for layer in layers),
+            values=[[self._values.get((i, p), none).get(metric) for p in self._positions] for i in layers],
+            hover=[[self._shifts.get((i, p), "") for p in self._positions] for i in layers],
             cells=self._cells,
         )
+
+    def _measured(self, metric: str) -> list[int]:
+        """Layers, the last one on top."""
+        known = {layer for (layer, _), row in self._values.items() if row[metric] is not None}
+        return sorted(known, reverse=True)
 
 
 def _shifts(captured: Captured, window: Window) -> dict[Place, str]:

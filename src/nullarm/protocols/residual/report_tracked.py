@@ -26,7 +26,7 @@ def tracked(entries: Sequence[Entry]) -> Iterator[Block]:
     for label in labels[:TOKENS]:
         panels = [PlotPanel(entry.name, _series(entry, means, label)) for entry, means in found.items()]
         yield Plot(
-            title=f"Logit of {label} at the last position", x=LAYER, y=Axis("logit"),
+            title=f"Logit of “{label}” at the last position", x=LAYER, y=Axis("logit"),
             panels=tuple(panel for panel in panels if panel.series),
             caption="Mean over prompts, read through the lens at each layer.",
         )  # fmt: skip

@@ -201,3 +201,36 @@ def test_arms_and_pairs_have_to_match(models: dict[str, str], change: dict[str, 
         holder[last] = value
     with pytest.raises(StudyError, match=words):
         prepare(type(residual_study("builtin:world", "builtin:world")).model_validate(data))
+
+
+def test_a_tuned_lens_is_trained_once_per_model_and_used(tmp_path: Path, models: dict[str, str]) -> None:
+    more = {"lens": "tuned", "tuned_lens": {"steps": 12, "batch_size": 4, "learning_rate": 0.02}}
+    store = captured(tmp_path / "run", residual_study(models["base"], models["other"], **more))
+    tuned = [cell for cell in store.plan if cell.stage == "tune_lens"]
+    assert len(tuned) == 2  # of base and fine-tuned model; the control reads the base's
+    for cell in tuned:
+        finished = store.finished(cell.id)
+        assert finished is not None
+        assert finished.record.metrics["divergence"] < finished.record.metrics["divergence_untrained"]  # type: ignore[operator]
+    plain = captured(tmp_path / "plain", residual_study(models["base"], models["other"]))
+    through, directly = (scalars(s, "tuned").query("kind == 'run' and record == 'base'") for s in (store, plain))
+    first, last = (through.layer == 0).to_numpy(), (through.layer == 1).to_numpy()
+    assert not np.allclose(through.entropy[first], directly.entropy[first], atol=1e-3)
+    assert np.allclose(through.entropy[last], directly.entropy[last], atol=1e-5)  # the last layer needs no translator
+
+
+def test_noise_is_as_large_as_the_change_and_drawn_anew_for_each_replicate(
+    tmp_path: Path, models: dict[str, str]
+) -> None:
+    study = residual_study(models["base"], models["block1"])
+    data = study.model_dump(mode="json")
+    data["factors"]["pair"]["noise"] = {"role": "control", "null": "any change does", "replicates": 2}
+    data["parameters"]["pairs"]["noise"] = {
+        "base": models["base"], "sft": models["block1"], "sft_weights": "matched_noise"
+    }  # fmt: skip
+    store = captured(tmp_path / "run", type(study).model_validate(data))
+    noise = [cell for cell in store.plan if cell.arm == "noise"]
+    values = [store.finished(cell.id).record.metrics["js"] for cell in noise]  # type: ignore[union-attr]
+    assert values[0] != values[1]
+    layers = layer_shares(store.finished(noise[0].id))  # type: ignore[arg-type]
+    assert layers == {-1: 0.0, 0: 0.0, 1: 1.0}  # what training left alone, noise leaves alone

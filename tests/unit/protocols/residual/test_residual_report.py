@@ -239,6 +239,16 @@ def test_another_variant_is_shown_when_prompts_were_not_read_as_they_are(
     assert js.panels[0].values[0][0] == scalar(0, "mirror_halves", PAIR, 1, 0, "js")
 
 
+def test_a_layer_without_measurements_has_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_the_first_block(*where: str | int) -> float | None:
+        return None if where[3] == -1 and where[5] == "js" else scalar(*where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(synthetic, "scalar", from_the_first_block)
+    found = blocks(report_of(finished_store(tmp_path / "study")), "Layer by position", Heatmap)
+    assert titled(found, "little: Jensen–Shannon divergence").panels[0].y == ("1", "0")
+    assert titled(found, "little: relative difference").panels[0].y == ("1", "0", "−1")
+
+
 @pytest.mark.parametrize(("text", "label"), [(" hat", " hat"), ("\n", "⏎"), ("a\tb", "a⇥b"), ("  ", "␣␣"), ("", "")])
 def test_blank_tokens_can_be_seen(text: str, label: str) -> None:
     assert token_label(text) == label
@@ -272,7 +282,7 @@ def test_the_factorial_is_drawn_per_entry_with_all_six_comparisons(factorial: Do
 
 
 def test_tracked_logits_are_means_at_the_last_position(shown: Document) -> None:
-    plot = titled(blocks(shown, "Tracked tokens", Plot), "Logit of ĠNo")
+    plot = titled(blocks(shown, "Tracked tokens", Plot), "Logit of “ĠNo”")
     token = next(i for i, label in TRACKED_TOKENS.items() if label == "ĠNo")
     for series, run in zip(plot.panels[0].series, ("base", "sft"), strict=True):
         last = [(prompt, len(tokens) - 1) for prompt, tokens in enumerate(TOKENS)]
