@@ -28,7 +28,6 @@ from nullarm.protocols.residual.shards import BatchNumbers, Extent, Measured, Ra
 from nullarm.protocols.residual.tokens import padded
 from nullarm.protocols.residual.tuned_lens import Translators
 
-
 EFFECTS = ("embedding_effect", "body_effect", "interaction")
 """Their shares are missing where all three are 0."""
 
@@ -141,7 +140,7 @@ class Capture:
         found: list[Streams] = [{} for _ in group]
         plain = [Forward(*forward) for forward in self.passes.forwards]
         forced = list(dict.fromkeys(self._forced.values()))
-        steps = (
+        steps: tuple[tuple[Side, list[Forward]], ...] = (
             ("base", [f for f in plain if f.body == "base"]),
             ("sft", [f for f in plain if f.body == "sft"] + [f for f in forced if f.body == "sft"]),
             ("base", [f for f in forced if f.body == "base"]),
@@ -228,7 +227,7 @@ class Capture:
         )
 
     def _next(self, batch: Sequence[Row]) -> Tensor:
-        """[N] place of the token that follows each compared position; −1 at the last, and where texts are read apart."""
+        """[N] place of the token after each compared position; −1 at the last, and where texts are read apart."""
         following = [
             row.left.ids[place + 1] if place + 1 < len(row.left.ids) and self._same_tokens else -1
             for row in batch
@@ -262,9 +261,7 @@ class Capture:
             "kl_reverse": _blocks(self._by_layer(projection.kl_reverse[index])),
             "js": _blocks(self._by_layer(projection.js[index])),
             "entropy_diff": _blocks(self._by_layer(projection.entropy[right] - projection.entropy[left])),
-            "loss_diff": _blocks(
-                self._by_layer(projection.loss[right] - projection.loss[left]), self._known(batch)
-            ),
+            "loss_diff": _blocks(self._by_layer(projection.loss[right] - projection.loss[left]), self._known(batch)),
         }
         if self.lens.top_k:
             found["overlap"] = _blocks(self._by_layer(projection.overlap[index]))
@@ -278,7 +275,7 @@ class Capture:
     def _direct_change(
         self, comparison: Comparison, compared: Mapping[str, Tensor], streams: Streams, batch: Sequence[Row]
     ) -> Tensor:
-        """[L + 1, N]; the same blocks on the same residuals make no difference, so that nothing is computed for them."""
+        """[L + 1, N]; the same blocks on the same residuals differ in nothing, so nothing is computed for them."""
         left = compared[comparison.left]
         forced = self._forced.get(comparison.name)
         other = left.clone() if forced is None else self._at(streams[forced], "base", batch)
@@ -307,7 +304,7 @@ class Capture:
     def _by_layer(self, values: Tensor) -> Any:
         """[L·N, …] to [L, N, …], on the host."""
         layers = len(self._places["base"]) - 1
-        return values.unflatten(0, (layers, len(values) // layers)).cpu().numpy()
+        return values.reshape(layers, len(values) // layers, *values.shape[1:]).cpu().numpy()
 
 
 def lens_of(

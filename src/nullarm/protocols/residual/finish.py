@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ DIVERGENCES = ("js", "kl_div", "kl_reverse", "relative_diff", "direct_diff")
 def stream_tables(writer: CellWriter, shards: Shards) -> None:
     """Hand on `scalars`, `topk` and `tracked`: one row group per batch."""
     for name, schema in STREAMED.items():
-        writer.file_artefact(name, "parquet", lambda path, n=name, s=schema: _stream(path, s, shards.tables(n)))
+        writer.file_artefact(name, "parquet", partial(_stream, shards=shards, name=name, schema=schema))
 
 
 def write_means(
@@ -104,14 +105,14 @@ def write_prompts(writer: CellWriter, reading: Reading) -> None:
 
 
 def write_vocabulary(writer: CellWriter, tokenizer: Any, ids: Sequence[int]) -> None:
-    """Hand on the decoded text of the shared tokens; a row that only pads the embedding matrix has none and is left out."""
+    """Hand on the decoded text of the shared tokens; rows that only pad the embedding matrix have none."""
     known = [token_id for token_id in ids if token_id < len(tokenizer)]
     texts = tokenizer.batch_decode([[token_id] for token_id in known])
     writer.table_artefact(VOCABULARY_NAME, pa.table({"id": known, "token": texts}, schema=VOCABULARY))
 
 
-def _stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+def _stream(path: Path, *, shards: Shards, name: str, schema: pa.Schema) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as sink:
-        for table in tables:
+        for table in shards.tables(name):
             if len(table):
                 sink.write_table(table, row_group_size=len(table))

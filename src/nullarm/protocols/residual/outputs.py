@@ -11,11 +11,14 @@ from nullarm.protocols.residual.hotspots import layer_shares
 from nullarm.protocols.residual.json_export import announcement, write_json
 from nullarm.protocols.residual.manifest import write_manifest
 from nullarm.protocols.residual.planning import CAPTURE
-from nullarm.store.files import read_json, sha256_path, write_json as write_small_json
+from nullarm.store.files import read_json, sha256_path
+from nullarm.store.files import write_json as write_small_json
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
 
+TOLD = ("js", "js_final", "relative_diff")
+"""Means over prompts that the closing block has of each capture."""
 EXPORTS = "exports.json"
 """In the output directory: what each JSON file was made of, so that it is made once, and again when it is damaged."""
 
@@ -84,7 +87,7 @@ def _directory(cell: Cell) -> str:
 
 def _told(cell: Cell, finished: FinishedCell, line: str) -> list[str]:
     metrics = finished.record.metrics
-    said = [f"{name} {value:.4g}" for name in ("js", "js_final", "relative_diff") if (value := metrics.get(name)) is not None]
+    said = [f"{name} {value:.4g}" for name in TOLD if (value := metrics.get(name)) is not None]
     shares = sorted(layer_shares(finished).items(), key=lambda item: -item[1])
     changed = ", ".join(f"{'embedding' if n < 0 else f'layer {n}'} {share:.0%}" for n, share in shares[:3] if share > 0)
     return [

@@ -95,14 +95,14 @@ def read_pair(cell: Cell, models: PairModels) -> Reading:
     for loaded, rows in ((base, lefts), (sft, rights)):
         refuse_too_long(loaded, rows)
     ordered = batches(lefts, cell.settings["batch_tokens"])
-    rows = tuple(tuple(_row(left, right_of[left.prompt, left.variant]) for left in batch) for batch in ordered)
+    paired = tuple(tuple(_row(left, right_of[left.prompt, left.variant]) for left in batch) for batch in ordered)
     shared = shared_vocabulary(
         base.tokenizer, sft.tokenizer, base.anatomy.head.out_features, sft.anatomy.head.out_features
     )
     tracked, more = resolve(Tracked.model_validate(parameters["tracked"]), base.tokenizer)
     _refuse_unshared(tracked, shared)
-    same = all(row.left.ids == row.right.ids for batch in rows for row in batch)
-    return Reading(rows, shared, tracked, same, (*notes, *more))
+    same = all(row.left.ids == row.right.ids for batch in paired for row in batch)
+    return Reading(paired, shared, tracked, same, (*notes, *more))
 
 
 def _row(left: Encoded, right: Encoded) -> Row:

@@ -22,9 +22,8 @@ def self_divergence(capture: Capture, batch: Sequence[Row]) -> dict[str, float]:
     Returns:
         Largest `relative_diff`, `kl_div` and `js` (nats) over layers and positions: 0 for a deterministic device.
     """
-    twin = Capture(
-        capture.models, Passes((ITSELF,), ()), capture.lens, range(capture.models.base.layers), same_tokens=True, direct_change=False
-    )
+    layers = range(capture.models.base.layers)
+    twin = Capture(capture.models, Passes((ITSELF,), ()), capture.lens, layers, same_tokens=True, direct_change=False)
     left, right = (twin.compared(ITSELF, batch, twin.streams([batch])[0]) for _ in range(2))
     anatomy, unembedding = capture.models.base.anatomy, capture.lens.unembeddings["base"]
     states = [capture.lens.read(anatomy, "base", stream[1:]) for stream in (left, right)]

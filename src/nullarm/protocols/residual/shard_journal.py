@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -41,12 +42,12 @@ class Shards:
     def commit(self, index: int, tables: Mapping[str, pa.Table]) -> None:
         """Write the shard of a batch; what a killed attempt has left of it stays as it is."""
         for part in PARTS:
-            self._writer.table_chunk(f"{part}-{self._names[index]}", lambda part=part: tables[part])
+            self._writer.table_chunk(f"{part}-{self._names[index]}", partial(tables.__getitem__, part))
 
     def tables(self, part: str) -> Iterator[pa.Table]:
         """One table of every shard, in the order of the batches; one is in memory at a time."""
         for index, name in enumerate(self._names):
-            yield self._writer.table_chunk(f"{part}-{name}", lambda index=index: _missing(index))
+            yield self._writer.table_chunk(f"{part}-{name}", partial(_missing, index))
 
     def _has(self, part: str, name: str) -> bool:
         return self._writer.has_chunk(f"{part}-{name}")

@@ -43,7 +43,7 @@ def run_tune_lens(context: CellContext) -> CellResult:
         tokenizer, cell.settings["prompts"], seed=cell.seed, chat_template=asked["chat_template"],
         add_bos=asked["add_bos"],
     )  # fmt: skip
-    items = [Encoded(row.ids, row.ids) for row in rows]
+    items = [Encoded(list(row.ids), list(row.ids)) for row in rows]
     batches = Batches(items, batch_size=knobs.batch_size, seed=cell.seed, pad_id=tokenizer.pad_token_id)
     parts = anatomy(model)
     found = train_translators(

@@ -32,7 +32,7 @@ def pair_of(name: str, dtype: torch.dtype = torch.float32, *, apart: bool = Fals
     base = load(name)
     sft = changed(base, other_block(1))
     with torch.no_grad():
-        weight = sft.anatomy.embedding.weight
+        weight: torch.Tensor = sft.anatomy.model.get_input_embeddings().weight
         weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * weight.std() / 2)
     for loaded in (base, sft):
         loaded.anatomy.model.to(dtype)
@@ -55,7 +55,7 @@ def capture_of(models: PairModels, passes: Passes, kind: str = "norm") -> Captur
 def tables(capture: Capture, rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     (streams,) = capture.streams([rows])
     numbers = capture.numbers(rows, streams)
-    return tuple(make(numbers).to_pandas() for make in (scalars_table, topk_table, tracked_table))  # type: ignore[return-value]
+    return scalars_table(numbers).to_pandas(), topk_table(numbers).to_pandas(), tracked_table(numbers).to_pandas()
 
 
 @torch.no_grad()
@@ -161,8 +161,8 @@ def _ranks_agree(ranks: Sequence[float], logits: torch.Tensor, following: Sequen
 
 def _near(found: Any, expected: Sequence[float | None]) -> None:
     """Equal to 1e-5, absolutely below 1 and relatively above; missing where missing."""
-    expected = [np.nan if value is None else value for value in expected]
-    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=1e-5, rtol=1e-5)
+    values = np.array([np.nan if value is None else value for value in expected])
+    np.testing.assert_allclose(np.asarray(found, np.float64), values, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-gpt2"])

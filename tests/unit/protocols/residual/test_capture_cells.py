@@ -156,7 +156,7 @@ def test_batches_do_not_change_what_is_found(tmp_path: Path, models: dict[str, s
     keys = ["prompt", "variant", "kind", "record", "layer", "position"]
     assert found[0][keys].equals(found[1][keys])
     numbers = [frame.drop(columns=keys).to_numpy(np.float64) for frame in found]
-    assert np.allclose(*numbers, atol=2e-4, rtol=1e-4, equal_nan=True)
+    assert np.allclose(numbers[0], numbers[1], atol=2e-4, rtol=1e-4, equal_nan=True)
 
 
 def test_swaps_are_comparisons_of_their_own(tmp_path: Path, models: dict[str, str]) -> None:

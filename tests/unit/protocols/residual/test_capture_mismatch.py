@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,14 @@ from support.pairs import capture_of, captured, residual_study, save_model, scal
 TEXTS = ["the cat sat on the mat", "a catalogue of mats", "émile, the other cat, ran on"]
 
 
-def save_other(path: Path, tokenizer: object | None = None, **changes: object) -> str:
+def save_other(path: Path, tokenizer: Any = None, **changes: object) -> str:
     """A random Llama of another shape, perhaps with another tokeniser."""
     settings = {**SHAPES["tiny-llama"].config, **changes}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(4)
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     words = tokenizer_for(SHAPES["tiny-llama"]) if tokenizer is None else tokenizer
-    words.save_pretrained(path)  # type: ignore[attr-defined]
+    words.save_pretrained(path)
     return str(path)
 
 

@@ -245,6 +245,16 @@ def test_extreme_logits_stay_finite() -> None:
     close(found.entropy, torch.zeros(2, N))
 
 
+def test_runs_without_a_common_token_are_log_2_apart_and_no_more() -> None:
+    weight = torch.cat([draw(2000, 2), draw(2000, 2, seed=1)])
+    weight[:2000, 0] += 100
+    weight[2000:, 0] -= 100
+    left = torch.stack([torch.ones(N), draw(N)], dim=1)
+    found = run([left, left * torch.tensor([-1.0, 1.0])], [head := Unembedding(weight), head])
+    assert bool((found.js <= log(2)).all())
+    close(found.js[0], [log(2)] * N)
+
+
 @pytest.mark.parametrize("name", ["tiny-gemma2", "tiny-qwen2", "tiny-gpt2"])
 def test_the_logits_are_the_model_s_own(name: str) -> None:
     parts = anatomy(instantiate(name, seed=0, device="cpu"))
