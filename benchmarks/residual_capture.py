@@ -47,13 +47,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nullarm.models.anatomy import Anatomy, anatomy
 from nullarm.models.instantiate import tokenizer_for
 from nullarm.models.shapes import SHAPES
-from nullarm.protocols.residual.alignment import SharedVocabulary
-from nullarm.protocols.residual.capture import Capture, lens_of
-from nullarm.protocols.residual.pair_models import Loaded, PairModels
-from nullarm.protocols.residual.reading import Row
+from nullarm.protocols.residual.capture.batch import Capture, lens_of
+from nullarm.protocols.residual.capture.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.capture.rows import BatchNumbers, scalars_table, topk_table
+from nullarm.protocols.residual.reading.alignment import SharedVocabulary
+from nullarm.protocols.residual.reading.rows import Row
+from nullarm.protocols.residual.reading.tokens import Encoded
 from nullarm.protocols.residual.runs import SIDES, single_pass
-from nullarm.protocols.residual.shards import BatchNumbers, scalars_table, topk_table
-from nullarm.protocols.residual.tokens import Encoded
 
 Numbers = dict[str, Tensor]
 """Metric to its values [layers, N], or [layers, N, TOP_K], of N positions, one prompt after the other."""

@@ -16,8 +16,8 @@ from nullarm.cli.execute import use_device
 from nullarm.conduct import conclude, default_directory, lay_down, prepare, run
 from nullarm.engines.inline import InlineEngine
 from nullarm.errors import CellsFailed
-from nullarm.protocols.residual.grids import build_residual_grid
-from nullarm.protocols.residual.record_sources import records_from
+from nullarm.protocols.residual.export.grids import build_residual_grid
+from nullarm.protocols.residual.export.sources import records_from
 from nullarm.sites.gpu_monitor import GpuMonitor
 from nullarm.store.study_store import StudyStore
 

@@ -14,6 +14,7 @@ from pages import PAGES, ROOT, Block, anchors, blocks, code_words, commands, lin
 from nullarm import errors
 from nullarm.cli import COMMANDS, cli
 from nullarm.conduct import prepare
+from nullarm.protocols.residual.tables import METRICS
 from nullarm.stats.verdict import Verdict
 from nullarm.store.study_store import analysis_hash
 from nullarm.study.spec import Study
@@ -153,3 +154,10 @@ def _tree(cls: type[errors.NullarmError]) -> Iterator[type[errors.NullarmError]]
 
 def _names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
+
+
+def test_residual_columns_are_those_of_the_code() -> None:
+    page = text_of(ROOT / "docs" / "guide" / "residual.md")
+    table = page.split("Metrics are columns of")[1].split("Under the runbook")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in _names(row)} == set(METRICS)

@@ -69,7 +69,7 @@ def _facts(prepared: Any, at_once: int | None) -> dict[str, Any]:
         "plan_hash": plan_.hash, "n_cells": len(plan_), "stages": stages,
         "dependencies": sum(len(cell.needs) for cell in plan_), "seeds": list(study.seeds),
         "alpha": study.analysis.alpha, "margin": study.analysis.margin, "metric": study.analysis.metric,
-        "least_attainable_p": dict(design.least_p),
+        "least_attainable_p": dict(design.least_p), "primary_test": study.analysis.primary.test,
         "minimum_detectable_effect": design.minimum_detectable_effect,
         "notes": list(design.notes), "refusals": list(design.refusals),
         "device": device.name, "cells_at_once": slots, "estimated_seconds": wall_s,
@@ -94,10 +94,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     lines = [
         f"{facts['study']}{' (smoke: never enters a verdict)' if facts['smoke'] else ''}: {facts['question']}",
         f"  cells          {facts['n_cells']} ({stages}), {facts['dependencies']} dependencies, seeds {facts['seeds']}",
-        *(
-            f"  least p        {name}: {'any (continuous test)' if p is None else f'{p:.2g}'} (α = {facts['alpha']})"
-            for name, p in facts["least_attainable_p"].items()
-        ),
+        *_least_p(facts),
         f"  detectable     {_effect(effect, facts)}",
         f"  time           about {duration(facts['estimated_seconds'])} on {facts['device']}, "
         f"{facts['cells_at_once']} at once",
@@ -109,9 +106,23 @@ def _print_facts(facts: dict[str, Any]) -> None:
     click.echo("\n".join(lines))
 
 
+def _least_p(facts: dict[str, Any]) -> list[str]:
+    """A line for each least p, with the contrasts that have it."""
+    found: dict[float | None, list[str]] = {}
+    for name, p in facts["least_attainable_p"].items():
+        found.setdefault(p, []).append(name)
+    return [
+        f"  least p        {', '.join(names)}: {'any (continuous test)' if p is None else f'{p:.2g}'} "
+        f"(α = {facts['alpha']})"
+        for p, names in found.items()
+    ]
+
+
 def _effect(effect: float | None, facts: dict[str, Any]) -> str:
     if facts["refusals"]:
         return "nothing: the design is refused"
+    if facts["primary_test"] == "paired_items":
+        return "not known beforehand: items are the units, and how much they differ shows when they are measured"
     if effect is None:
         return "unknown: set analysis.expected_sd, or measure it with `nullarm power --pilot DIR`"
     return f"{effect:.4f} in {facts['metric']} at 80 % power; margin δ = {facts['margin']}"

@@ -40,8 +40,8 @@ def report(inputs: tuple[Path, ...], export_path: Path | None, as_json: bool, **
     INPUTS are JSON files of the source's two schemas, study directories, or directories of finished captures. Every
     difference is fine-tuned − base.
     """
-    from nullarm.protocols.residual.grid_report import Request, summarise
-    from nullarm.protocols.residual.grid_report_text import encoder, export, rows_of, text_of
+    from nullarm.protocols.residual.export.summary import Request, summarise
+    from nullarm.protocols.residual.export.text import encoder, export, rows_of, text_of
 
     if export_path is not None:
         encoder(export_path)  # refuses a suffix before the work is done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nullarm.protocols.rank_mechanism import bench_yaml
-from nullarm.protocols.residual import compare_config
+from nullarm.protocols.residual.runbook import config as compare_config
 from nullarm.protocols.translation import Translation
 from nullarm.study.strict_yaml import parse_file
 

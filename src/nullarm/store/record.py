@@ -95,7 +95,7 @@ class FinishedCell:
         if not path.exists() or sha256_path(path) != known.sha256:
             raise IntegrityError(
                 f"artefact {name!r} of cell {cell} is not what its hash says",
-                next_command=f"remove {self.paths.record}, then `nullarm resume`",
+                next_command=f"nullarm resume {self.paths.root.parents[1]} --skip-existing",
             )
         return path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nullarm.protocols.residual.json_export import write_json
+from nullarm.protocols.residual.export.write import write_json
 from nullarm.protocols.residual.runs import multi_pass
 from nullarm.store.record import FinishedCell
 from support.captures import HOTSPOT, capture_store, finish_capture

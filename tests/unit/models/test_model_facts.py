@@ -11,6 +11,7 @@ from nullarm.errors import ModelError
 from nullarm.models.facts import linear_shapes, parameter_count, shape_facts, tensor_shapes, weights_directory
 from nullarm.models.instantiate import instantiate
 from nullarm.models.shapes import SHAPES, shape_of_hub_id
+from nullarm.models.tiny import build as building
 
 TINY = [name for name, shape in SHAPES.items() if shape.tiny]
 PUBLISHED = {
@@ -95,7 +96,11 @@ def test_facts_of_the_built_in_model(world_model: tuple[Any, Any]) -> None:
     assert weights_directory("builtin:world") is not None
 
 
-def test_facts_of_a_built_in_model_that_is_not_built_come_from_its_recipe() -> None:
+def test_facts_of_a_built_in_model_that_is_not_built_come_from_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "SHIPPED", tmp_path)
+    monkeypatch.setenv("NULLARM_CACHE", str(tmp_path))
     assert weights_directory("builtin:world-chat") is None
     assert shape_facts("builtin:world-chat").layers == 3
 

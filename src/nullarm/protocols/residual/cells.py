@@ -15,9 +15,8 @@ import torch
 
 from nullarm.errors import Preempted
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.residual.alignment import relative_layers
-from nullarm.protocols.residual.capture import Capture, Streams, lens_of
-from nullarm.protocols.residual.finish import (
+from nullarm.protocols.residual.capture.batch import Capture, Streams, lens_of
+from nullarm.protocols.residual.capture.finish import (
     largest_divergence,
     stream_tables,
     write_layers,
@@ -25,16 +24,17 @@ from nullarm.protocols.residual.finish import (
     write_prompts,
     write_vocabulary,
 )
-from nullarm.protocols.residual.pair_models import PairModels, load_pair
+from nullarm.protocols.residual.capture.pair_models import PairModels, load_pair
+from nullarm.protocols.residual.capture.rows import scalars_table, topk_table, tracked_table
+from nullarm.protocols.residual.capture.sampling import Ints, sample_positions
+from nullarm.protocols.residual.capture.self_test import self_divergence, verdict_on_itself
+from nullarm.protocols.residual.capture.shards import Shards, sample_table
+from nullarm.protocols.residual.capture.tuned_lens import Translators
 from nullarm.protocols.residual.parameters import MultiPass, Swap, WholeLayer, passes_of
-from nullarm.protocols.residual.reading import Reading, Row, read_pair
+from nullarm.protocols.residual.reading.alignment import relative_layers
+from nullarm.protocols.residual.reading.rows import Reading, Row, read_pair
 from nullarm.protocols.residual.runs import SIDES
-from nullarm.protocols.residual.sampling import Ints, sample_positions
-from nullarm.protocols.residual.self_test import self_divergence, verdict_on_itself
-from nullarm.protocols.residual.shard_journal import Shards, sample_table
-from nullarm.protocols.residual.shards import scalars_table, topk_table, tracked_table
 from nullarm.protocols.residual.tables import CAPTURE
-from nullarm.protocols.residual.tuned_lens import Translators
 from nullarm.study.identity import content_hash
 from nullarm.study.plan import Cell
 
@@ -67,14 +67,14 @@ def run_capture(context: CellContext) -> CellResult:
 
 def run_tune_lens(context: CellContext) -> CellResult:
     """Train the translators of one model."""
-    from nullarm.protocols.residual import tune
+    from nullarm.protocols.residual.capture import tune
 
     return tune.run_tune_lens(context)
 
 
 def run_intervention(context: CellContext) -> CellResult:
     """Patch, swap blocks, or steer."""
-    from nullarm.protocols.residual import interventions
+    from nullarm.protocols.residual.causal import interventions
 
     return interventions.run(context, load_pair(context.cell, noise_seed(context.cell)))
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from nullarm.analysis import Analysis, Finding
 from nullarm.errors import InvalidResult
-from nullarm.protocols.residual.hotspots import layer_shares
-from nullarm.protocols.residual.json_export import announcement, write_json
-from nullarm.protocols.residual.manifest import write_manifest
+from nullarm.protocols.residual.export.manifest import write_manifest
+from nullarm.protocols.residual.export.write import announcement, write_json
 from nullarm.protocols.residual.planning import CAPTURE
+from nullarm.protocols.residual.report.hotspots import layer_shares
 from nullarm.store.files import read_json, sha256_path
 from nullarm.store.files import write_json as write_small_json
 from nullarm.store.record import FinishedCell

@@ -12,7 +12,7 @@ from nullarm.models.facts import parameter_count, shape_facts
 from nullarm.models.reference import content_id
 from nullarm.protocols.residual.memory import pair_memory
 from nullarm.protocols.residual.parameters import LEFT_OUT, Pair, ResidualParameters
-from nullarm.protocols.residual.prompt_file import read_prompts
+from nullarm.protocols.residual.reading.prompt_file import read_prompts
 from nullarm.sites.devices import find_device
 from nullarm.study.identity import content_hash, identifying
 from nullarm.study.plan import Cell, Estimate

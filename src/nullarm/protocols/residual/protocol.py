@@ -74,7 +74,7 @@ class Residual(Protocol[ResidualParameters]):
 
     def document(self, store: StudyStore, analysis: Analysis) -> Document:
         """The report."""
-        from nullarm.protocols.residual.report import document
+        from nullarm.protocols.residual.report.document import document
 
         return document(store, analysis)
 

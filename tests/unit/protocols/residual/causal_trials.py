@@ -17,8 +17,8 @@ from nullarm.models.anatomy import anatomy
 from nullarm.models.instantiate import instantiate, tokenizer_for
 from nullarm.models.shapes import SHAPES
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.residual import interventions
-from nullarm.protocols.residual.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.capture.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.causal import interventions
 from nullarm.protocols.residual.tables import CAPTURE, DIRECTIONS_NAME
 from nullarm.store.atomic import make_directory
 from nullarm.store.cell import CellWriter, finished

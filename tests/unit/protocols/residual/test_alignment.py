@@ -13,9 +13,9 @@ from transformers import ByT5Tokenizer
 from nullarm.errors import ModelError
 from nullarm.models.load import load_causal_lm
 from nullarm.models.word_tokenizer import word_tokenizer
-from nullarm.protocols.residual.alignment import positions, relative_layers, shared_vocabulary
-from nullarm.protocols.residual.tokens import Encoded, encode
-from nullarm.protocols.residual.variants import Variation
+from nullarm.protocols.residual.reading.alignment import positions, relative_layers, shared_vocabulary
+from nullarm.protocols.residual.reading.tokens import Encoded, encode
+from nullarm.protocols.residual.reading.variants import Variation
 
 COARSE, FINE = bpe(300), bpe(258)
 

@@ -13,14 +13,14 @@ import torch
 from causal_trials import changed, load, other_block, untouched
 
 from nullarm.models.shapes import SHAPES
-from nullarm.protocols.residual.alignment import shared_vocabulary
-from nullarm.protocols.residual.capture import Capture, lens_of
-from nullarm.protocols.residual.pair_models import PairModels
-from nullarm.protocols.residual.reading import Row
+from nullarm.protocols.residual.capture.batch import Capture, lens_of
+from nullarm.protocols.residual.capture.pair_models import PairModels
+from nullarm.protocols.residual.capture.rows import scalars_table, topk_table, tracked_table
+from nullarm.protocols.residual.reading.alignment import shared_vocabulary
+from nullarm.protocols.residual.reading.rows import Row
+from nullarm.protocols.residual.reading.tokens import encode
+from nullarm.protocols.residual.reading.variants import Variation
 from nullarm.protocols.residual.runs import Passes, multi_pass, single_pass
-from nullarm.protocols.residual.shards import scalars_table, topk_table, tracked_table
-from nullarm.protocols.residual.tokens import encode
-from nullarm.protocols.residual.variants import Variation
 
 TINY = sorted(name for name, shape in SHAPES.items() if name.startswith("tiny-"))
 TEXTS = ("What is 3 + 4?", "Mia has a red hat.")

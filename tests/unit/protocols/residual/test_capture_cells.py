@@ -12,7 +12,7 @@ import pytest
 from nullarm.conduct import conclude, lay_down, prepare, run
 from nullarm.engines.inline import InlineEngine
 from nullarm.errors import StudyError
-from nullarm.protocols.residual.hotspots import hotspots, layer_shares
+from nullarm.protocols.residual.report.hotspots import hotspots, layer_shares
 from nullarm.protocols.residual.tables import CAPTURE, FACTORIAL_METRICS, PAIR_METRICS
 from support.pairs import PROMPTS, capture_of, captured, other_embedding, residual_study, save_model, scale_block, table
 
@@ -234,3 +234,11 @@ def test_noise_is_as_large_as_the_change_and_drawn_anew_for_each_replicate(
     assert values[0] != values[1]
     layers = layer_shares(store.finished(noise[0].id))  # type: ignore[arg-type]
     assert layers == {-1: 0.0, 0: 0.0, 1: 1.0}  # what training left alone, noise leaves alone
+
+
+def test_a_device_map_changes_nothing_but_places(tmp_path: Path, models: dict[str, str]) -> None:
+    plain = residual_study(models["base"], models["other"])
+    mapped = residual_study(models["base"], models["other"], model_kwargs={"device_map": {"": "cpu"}})
+    assert prepare(plain).plan.hash == prepare(mapped).plan.hash
+    one, other = (scalars(captured(tmp_path / n, study), "tuned") for n, study in (("a", plain), ("b", mapped)))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)

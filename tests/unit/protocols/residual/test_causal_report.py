@@ -18,8 +18,8 @@ from causal_trials import (
     run,
 )
 
-from nullarm.protocols.residual.causal_report import PROMPTS_SHOWN, causal_sections
-from nullarm.protocols.residual.pair_models import PairModels
+from nullarm.protocols.residual.capture.pair_models import PairModels
+from nullarm.protocols.residual.causal.report import PROMPTS_SHOWN, causal_sections
 from nullarm.report import CellRef, Document, Heatmap, Note, Plot, Section, Series, Table, write_html, write_markdown
 from nullarm.report.numbers import show
 from nullarm.store.study_store import StudyStore

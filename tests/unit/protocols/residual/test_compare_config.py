@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from nullarm.errors import ModelError, StudyError
-from nullarm.protocols.residual.compare_config import is_compare_config, translate
 from nullarm.protocols.residual.parameters import ResidualParameters
-from nullarm.protocols.residual.prompt_file import read_prompts
 from nullarm.protocols.residual.protocol import Residual
+from nullarm.protocols.residual.reading.prompt_file import read_prompts
+from nullarm.protocols.residual.runbook.config import is_compare_config, translate
 from nullarm.protocols.translation import Translation
 from nullarm.study.load import load_study
 from nullarm.study.spec import Study

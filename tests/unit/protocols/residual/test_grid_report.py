@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nullarm.errors import UsageError
-from nullarm.protocols.residual.grid_report import COLUMNS, Request, Row, summarise
-from nullarm.protocols.residual.grid_report_text import export, rows_of, text_of
-from nullarm.protocols.residual.json_export import write_json
+from nullarm.protocols.residual.export.summary import COLUMNS, Request, Row, summarise
+from nullarm.protocols.residual.export.text import export, rows_of, text_of
+from nullarm.protocols.residual.export.write import write_json
 from nullarm.protocols.residual.runs import multi_pass
 from nullarm.store.record import FinishedCell
 from support.captures import BLOCKS, HOTSPOT, TOKENS, capture_store, finish_capture, logit, scalar

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nullarm.errors import FormatError, UsageError
-from nullarm.protocols.residual.grids import (
+from nullarm.protocols.residual.export.grids import (
     PAIR_METRICS,
     RUN_METRICS,
     build_logit_grid,
@@ -17,10 +17,10 @@ from nullarm.protocols.residual.grids import (
     build_run_grid,
     build_topk_grid,
 )
-from nullarm.protocols.residual.json_export import write_json
-from nullarm.protocols.residual.json_read import read_records
-from nullarm.protocols.residual.json_records import records_of
-from nullarm.protocols.residual.record_sources import records_from
+from nullarm.protocols.residual.export.read import read_records
+from nullarm.protocols.residual.export.records import records_of
+from nullarm.protocols.residual.export.sources import records_from
+from nullarm.protocols.residual.export.write import write_json
 from nullarm.protocols.residual.runs import multi_pass
 from nullarm.store.record import FinishedCell
 from support.captures import BLOCKS, TOKENS, VARIANTS, capture_store, finish_capture, logit, scalar, shift

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nullarm.errors import IntegrityError
-from nullarm.protocols.residual.hotspots import hotspots, layer_shares
+from nullarm.protocols.residual.report.hotspots import hotspots, layer_shares
 from nullarm.protocols.residual.runs import multi_pass, single_pass
 from nullarm.store.record import FinishedCell
 from support import captures

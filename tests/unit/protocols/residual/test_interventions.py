@@ -11,9 +11,9 @@ from causal_trials import PROMPTS, cell_of, changed, finished_cell, load, opened
 
 from nullarm.errors import ModelError
 from nullarm.models.word_tokenizer import word_tokenizer
-from nullarm.protocols.residual import interventions
-from nullarm.protocols.residual.causal_tables import SETTING
-from nullarm.protocols.residual.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.capture.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.causal import interventions
+from nullarm.protocols.residual.causal.tables import SETTING
 
 
 def refused(root: Path, models: PairModels, words: str, **asked: Any) -> None:

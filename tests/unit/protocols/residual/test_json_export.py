@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nullarm.errors import IntegrityError, InvalidResult
-from nullarm.protocols.residual import json_export
-from nullarm.protocols.residual.json_export import announcement, write_json
-from nullarm.protocols.residual.json_records import records_of
+from nullarm.protocols.residual.export import write as json_export
+from nullarm.protocols.residual.export.records import records_of
+from nullarm.protocols.residual.export.write import announcement, write_json
 from nullarm.protocols.residual.runs import Comparison, Passes, Run, multi_pass, single_pass
 from nullarm.protocols.residual.tables import SCALARS, SCALARS_NAME
 from nullarm.store.files import sha256_path
@@ -370,7 +370,8 @@ def test_a_failure_in_the_middle_leaves_what_was_there(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nullarm.protocols.residual import json_export, json_records
+from nullarm.protocols.residual.export import write as json_export
+from nullarm.protocols.residual.export import records as json_records
 from nullarm.store.cell import finished
 from nullarm.store.paths import CellPaths
 

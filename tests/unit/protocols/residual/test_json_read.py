@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from nullarm.errors import FormatError, UsageError
-from nullarm.protocols.residual import json_read
-from nullarm.protocols.residual.json_export import write_json
-from nullarm.protocols.residual.json_read import read_records
-from nullarm.protocols.residual.json_records import records_of
-from nullarm.protocols.residual.json_schema import check_record
+from nullarm.protocols.residual.export import read as json_read
+from nullarm.protocols.residual.export.read import read_records
+from nullarm.protocols.residual.export.records import records_of
+from nullarm.protocols.residual.export.schema import check_record
+from nullarm.protocols.residual.export.write import write_json
 from nullarm.protocols.residual.runs import multi_pass
 from nullarm.store.record import FinishedCell
 from support.captures import capture_store, finish_capture

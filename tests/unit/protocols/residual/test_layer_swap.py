@@ -21,10 +21,10 @@ from causal_trials import (
 )
 
 from nullarm.errors import InvalidResult, ModelError, Preempted
-from nullarm.protocols.residual import interventions
-from nullarm.protocols.residual.causal_tables import DIRECTIONS, SPANS
-from nullarm.protocols.residual.layer_swap import spans
-from nullarm.protocols.residual.pair_models import Loaded
+from nullarm.protocols.residual.capture.pair_models import Loaded
+from nullarm.protocols.residual.causal import interventions
+from nullarm.protocols.residual.causal.layer_swap import spans
+from nullarm.protocols.residual.causal.tables import DIRECTIONS, SPANS
 
 
 def all_blocks(model: Any) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nullarm.protocols.residual.json_export import write_json
-from nullarm.protocols.residual.manifest import COLUMNS, write_manifest
+from nullarm.protocols.residual.export.manifest import COLUMNS, write_manifest
+from nullarm.protocols.residual.export.write import write_json
 from nullarm.protocols.residual.runs import multi_pass
 from nullarm.store.atomic import make_directory
 from nullarm.store.cell import Failure, write_failure

@@ -22,9 +22,9 @@ from causal_trials import (
 
 from nullarm.errors import InvalidResult, ModelError, Preempted
 from nullarm.models.anatomy import anatomy
-from nullarm.protocols.residual import interventions
-from nullarm.protocols.residual.causal_tables import DIRECTIONS
-from nullarm.protocols.residual.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.capture.pair_models import Loaded, PairModels
+from nullarm.protocols.residual.causal import interventions
+from nullarm.protocols.residual.causal.tables import DIRECTIONS
 
 LAST = 1
 """The last layer of the tiny models."""

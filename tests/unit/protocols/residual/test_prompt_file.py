@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nullarm.errors import DatasetError
-from nullarm.protocols.residual.prompt_file import read_prompts
+from nullarm.protocols.residual.reading.prompt_file import read_prompts
 
 
 def written(tmp_path: Path, content: str, name: str = "prompts.txt") -> Path:

@@ -9,11 +9,12 @@ from typing import TypeVar
 import pytest
 
 from nullarm.analysis import Analysis
-from nullarm.protocols.residual import report_maps, report_tracked
-from nullarm.protocols.residual.hotspots import hotspots, layer_shares
-from nullarm.protocols.residual.report import document
-from nullarm.protocols.residual.report_entries import captures, detailed, groups, members
-from nullarm.protocols.residual.report_maps import token_label
+from nullarm.protocols.residual.report import maps as report_maps
+from nullarm.protocols.residual.report import tracked as report_tracked
+from nullarm.protocols.residual.report.document import document
+from nullarm.protocols.residual.report.entries import captures, detailed, groups, members
+from nullarm.protocols.residual.report.hotspots import hotspots, layer_shares
+from nullarm.protocols.residual.report.maps import token_label
 from nullarm.protocols.residual.runs import multi_pass, single_pass
 from nullarm.report import Block, Document, Heatmap, Note, Plot, PlotPanel, Table, Text, write_html, write_markdown
 from nullarm.store.journal import Change

@@ -12,8 +12,17 @@ from transformers import ByT5Tokenizer
 
 from nullarm.errors import DatasetError, ModelError
 from nullarm.models.load import load_causal_lm
-from nullarm.protocols.residual.tokens import Encoded, batches, encode, normalize, padded, read, rendered, reread
-from nullarm.protocols.residual.variants import Variation
+from nullarm.protocols.residual.reading.tokens import (
+    Encoded,
+    batches,
+    encode,
+    normalize,
+    padded,
+    read,
+    rendered,
+    reread,
+)
+from nullarm.protocols.residual.reading.variants import Variation
 
 PROMPTS = ("the cat sat on the mat", "a cat", "the cat, été")
 

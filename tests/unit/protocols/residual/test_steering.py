@@ -22,10 +22,10 @@ from causal_trials import (
 from torch import Tensor
 
 from nullarm.errors import ModelError, Preempted
-from nullarm.protocols.residual import interventions
-from nullarm.protocols.residual.causal_tables import MEAN_DIFFERENCE, RANDOM
-from nullarm.protocols.residual.pair_models import PairModels
-from nullarm.protocols.residual.steering import additions, with_control
+from nullarm.protocols.residual.capture.pair_models import PairModels
+from nullarm.protocols.residual.causal import interventions
+from nullarm.protocols.residual.causal.steering import additions, with_control
+from nullarm.protocols.residual.causal.tables import MEAN_DIFFERENCE, RANDOM
 
 DIRECTIONS = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 """Of layers −1, 0 and 1."""
@@ -164,7 +164,7 @@ def test_models_are_left_as_they_were_also_after_a_failure(tmp_path: Path, monke
     models = pair(load(), load(seed=2))
     with untouched(models.base, models.sft):
         steer(tmp_path / "whole", models)
-    no_edit = "nullarm.protocols.residual.steering._add"
+    no_edit = "nullarm.protocols.residual.causal.steering._add"
     monkeypatch.setattr(no_edit, lambda *_: lambda hidden: hidden + torch.ones(7))
     with untouched(models.base, models.sft), pytest.raises(RuntimeError, match="must match the size"):
         steer(tmp_path / "spoilt", models)

@@ -9,7 +9,7 @@ from nullarm.errors import ModelError
 from nullarm.models.load import load_causal_lm
 from nullarm.models.word_tokenizer import word_tokenizer
 from nullarm.protocols.residual.parameters import Tracked
-from nullarm.protocols.residual.tracked import first_token, resolve
+from nullarm.protocols.residual.reading.tracked import first_token, resolve
 
 
 @pytest.fixture(scope="module")

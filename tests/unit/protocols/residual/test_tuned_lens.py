@@ -10,7 +10,7 @@ from nullarm.errors import ModelError, Preempted
 from nullarm.models.anatomy import Anatomy, anatomy
 from nullarm.models.instantiate import instantiate
 from nullarm.models.load import load_causal_lm
-from nullarm.protocols.residual.tuned_lens import Translators, mean_divergence, train_translators
+from nullarm.protocols.residual.capture.tuned_lens import Translators, mean_divergence, train_translators
 from nullarm.training.settings import TrainSettings
 
 STEPS = 6

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullarm.errors import StudyError
-from nullarm.protocols.residual.variants import VARIANTS, Variation, apply, bind, sentences, variant
+from nullarm.protocols.residual.reading.variants import VARIANTS, Variation, apply, bind, sentences, variant
 
 TEXT = "It costs 3.5 dollars, e.g.today. Really?! Yes\nGood"
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nullarm.errors import ModelError
-from nullarm.protocols.residual.runs import Comparison
-from nullarm.protocols.residual.whole_layer import (
+from nullarm.protocols.residual.capture.whole_layer import (
     LayerNumbers,
     bootstrap_layers,
     direction_consistency,
@@ -19,6 +18,7 @@ from nullarm.protocols.residual.whole_layer import (
     mean_difference,
     trajectory,
 )
+from nullarm.protocols.residual.runs import Comparison
 
 PAIR = Comparison("base-sft", "base", "sft")
 PROMPTS = np.repeat([4, 9, 2, 7, 5, 11], [3, 9, 5, 5, 6, 2])

@@ -1,0 +1,1 @@
+"""Interventions that test what the maps suggest: patching, exchanging blocks, steering."""

@@ -1,0 +1,1 @@
+"""The runbook's own configuration files, read as they are."""
