@@ -47,7 +47,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nullarm.models.anatomy import Anatomy, anatomy
 from nullarm.models.instantiate import tokenizer_for
 from nullarm.models.shapes import SHAPES
-from nullarm.protocols.residual.capture.batch import Capture, lens_of
+from nullarm.protocols.residual.capture.batch import Capture
+from nullarm.protocols.residual.capture.numbers import measure as numbers_on_host
+from nullarm.protocols.residual.capture.pair_lens import lens_of
 from nullarm.protocols.residual.capture.pair_models import Loaded, PairModels
 from nullarm.protocols.residual.capture.rows import BatchNumbers, scalars_table, topk_table
 from nullarm.protocols.residual.reading.alignment import SharedVocabulary
@@ -97,7 +99,7 @@ class Ways:
         """Ours."""
         rows = [_row(prompt, tuple(row)) for prompt, row in enumerate(ids.tolist())]
         [streams] = self.capture.streams([rows])
-        return self.capture.numbers(rows, streams)
+        return numbers_on_host(self.capture, rows, streams)
 
     def loop(self, ids: Tensor) -> Numbers:
         """By prompt, block and position, every number fetched as it is made."""

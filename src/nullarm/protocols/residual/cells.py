@@ -15,7 +15,7 @@ import torch
 
 from nullarm.errors import Preempted
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.residual.capture.batch import Capture, Streams, lens_of
+from nullarm.protocols.residual.capture.batch import Capture, Streams
 from nullarm.protocols.residual.capture.finish import (
     largest_divergence,
     stream_tables,
@@ -24,10 +24,12 @@ from nullarm.protocols.residual.capture.finish import (
     write_prompts,
     write_vocabulary,
 )
+from nullarm.protocols.residual.capture.null_check import self_divergence, verdict_on_itself
+from nullarm.protocols.residual.capture.numbers import measure
+from nullarm.protocols.residual.capture.pair_lens import lens_of
 from nullarm.protocols.residual.capture.pair_models import PairModels, load_pair
 from nullarm.protocols.residual.capture.rows import scalars_table, topk_table, tracked_table
 from nullarm.protocols.residual.capture.sampling import Ints, sample_positions
-from nullarm.protocols.residual.capture.self_test import self_divergence, verdict_on_itself
 from nullarm.protocols.residual.capture.shards import Shards, sample_table
 from nullarm.protocols.residual.capture.tuned_lens import Translators
 from nullarm.protocols.residual.parameters import MultiPass, Swap, WholeLayer, passes_of
@@ -125,7 +127,7 @@ def _measure(context: CellContext, capture: Capture, reading: Reading, shards: S
 def _tables(
     capture: Capture, batch: Sequence[Row], streams: Streams, chosen: Mapping[tuple[int, str], Ints]
 ) -> dict[str, pa.Table]:
-    numbers = capture.numbers(batch, streams)
+    numbers = measure(capture, batch, streams)
     starts = np.cumsum([0, *(len(row.positions) for row in batch)]).tolist()
     picked = [chosen[row.key] + start for row, start in zip(batch, starts, strict=False)]
     where = torch.from_numpy(np.concatenate(picked))

@@ -13,7 +13,9 @@ import torch
 from causal_trials import changed, load, other_block, untouched
 
 from nullarm.models.shapes import SHAPES
-from nullarm.protocols.residual.capture.batch import Capture, lens_of
+from nullarm.protocols.residual.capture.batch import Capture
+from nullarm.protocols.residual.capture.numbers import measure
+from nullarm.protocols.residual.capture.pair_lens import lens_of
 from nullarm.protocols.residual.capture.pair_models import PairModels
 from nullarm.protocols.residual.capture.rows import scalars_table, topk_table, tracked_table
 from nullarm.protocols.residual.reading.alignment import shared_vocabulary
@@ -54,7 +56,7 @@ def capture_of(models: PairModels, passes: Passes, kind: str = "norm") -> Captur
 
 def tables(capture: Capture, rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     (streams,) = capture.streams([rows])
-    numbers = capture.numbers(rows, streams)
+    numbers = measure(capture, rows, streams)
     return scalars_table(numbers).to_pandas(), topk_table(numbers).to_pandas(), tracked_table(numbers).to_pandas()
 
 
