@@ -242,3 +242,10 @@ def test_a_device_map_changes_nothing_but_places(tmp_path: Path, models: dict[st
     assert prepare(plain).plan.hash == prepare(mapped).plan.hash
     one, other = (scalars(captured(tmp_path / n, study), "tuned") for n, study in (("a", plain), ("b", mapped)))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_a_study_without_lists_and_tracked_tokens_runs_whole(tmp_path: Path, models: dict[str, str]) -> None:
+    store = captured(tmp_path / "run", residual_study(models["base"], models["other"], top_k=0))
+    assert len(table(store, "tuned", "topk")) == len(table(store, "tuned", "tracked")) == 0
+    assert scalars(store, "tuned").overlap.isna().all()
+    assert "js" in conclude(store).closing
