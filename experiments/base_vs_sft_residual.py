@@ -22,6 +22,7 @@ from nullarm.sites.gpu_monitor import GpuMonitor
 from nullarm.store.study_store import StudyStore
 
 DEV_MODE = os.environ.get("DEV_MODE", "").strip().lower() in ("1", "true", "yes", "on")
+os.environ["DEV_MODE"] = str(DEV_MODE)  # for what reads it below, where it is set here by hand
 ROOT = next((place for place in (Path.cwd(), *Path.cwd().parents) if (place / "configs").is_dir()), Path.cwd())
 if DEV_MODE:  # a pair that needs no download and no GPU
     os.environ.setdefault("RESIDUAL_BASE_MODEL", "builtin:world")

@@ -35,6 +35,7 @@ NAME = "template_experiment"
 SEED = 0
 PASSES = 4  # forward passes per step in production: a batch of 64 rows in pieces that fit the GPU
 DEV_MODE = os.environ.get("DEV_MODE", "").strip().lower() in ("1", "true", "yes", "on")
+os.environ["DEV_MODE"] = str(DEV_MODE)  # for what reads it below, where it is set here by hand
 
 ROOT = next((place for place in (Path.cwd(), *Path.cwd().parents) if (place / "configs").is_dir()), Path.cwd())
 config = yaml.safe_load((ROOT / "configs" / ("dev_config.yaml" if DEV_MODE else "prod_config.yaml")).read_text())

@@ -115,14 +115,19 @@ def run(
         UsageError: An entry is not an arm of the study.
     """
     protocol = find_protocol(store.lock.study.protocol)
-    only = _cells_of(store, entries) if entries else None
+    only = cells_of(store, entries) if entries else None
     try:
         return Runner(store, engine, observer, should_stop, only, lambda cell: protocol.harvest(store, cell)).run()
     finally:
         engine.close()
 
 
-def _cells_of(store: StudyStore, entries: Sequence[str]) -> set[str]:
+def cells_of(store: StudyStore, entries: Sequence[str]) -> set[str]:
+    """Ids of the cells of these arms, and of what they need.
+
+    Raises:
+        UsageError: An entry is not an arm of the study.
+    """
     arms = store.lock.study.arms
     for entry in entries:
         if entry not in arms:

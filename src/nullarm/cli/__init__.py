@@ -79,10 +79,10 @@ def main() -> None:
     try:
         code = cli.main(prog_name="nullarm", standalone_mode=False)
     except NullarmError as error:
-        _complain(str(error), "" if error.next_command else _help_of(sys.argv[1:2]))
+        _complain(str(error), "" if error.next_command else _help_of(sys.argv[1:]))
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        _complain(error.format_message().rstrip("."), _help_of(sys.argv[1:2]))
+        _complain(error.format_message().rstrip("."), _help_of(sys.argv[1:]))
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted; what was committed is kept", next_command="nullarm resume DIR")
@@ -102,8 +102,15 @@ def main() -> None:
 
 
 def _help_of(words: list[str]) -> str:
-    """The help of the command that was typed, or of all of them."""
-    return " ".join(["nullarm", *(word for word in words if word in COMMANDS), "--help"])
+    """The help of the command, and subcommand, that was typed, or of all of them."""
+    known: list[str] = []
+    command: click.Command | None = cli
+    for word in words:
+        command = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+        if command is None:
+            break
+        known.append(word)
+    return " ".join(["nullarm", *known, "--help"])
 
 
 def _complain(problem: str, next_command: str = "") -> None:

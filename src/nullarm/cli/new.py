@@ -1,4 +1,4 @@
-"""`nullarm new`: an experiment file of one's own, with the configurations it reads."""
+"""`nullarm new`: an experiment file of one's own, with the configurations it reads and their prompts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ TEMPLATE = "template_experiment"
 _HERE = Path(__file__).resolve()
 _PLACES = (_HERE.parents[1] / "shipped_experiments", _HERE.parents[3])
 """In an installed wheel, and in a checkout: what holds `experiments/` and `configs/`."""
+_READ = ("configs/*_config.yaml", "experiments/prompts/*.txt")
+"""What an experiment reads: its configurations, and the prompts that these name."""
 
 
 @click.command()
@@ -37,9 +39,9 @@ def new(name: str, directory: Path) -> None:
     shipped = next(place for place in _PLACES if (place / "experiments" / f"{TEMPLATE}.py").is_file())
     text = (shipped / "experiments" / f"{TEMPLATE}.py").read_text("utf-8").replace(TEMPLATE, name)
     files = {path: text.encode()}
-    for config in sorted((shipped / "configs").glob("*_config.yaml")):
-        if not (mine := Path("configs", config.name)).exists():
-            files[mine] = config.read_bytes()
+    for theirs in (found for pattern in _READ for found in sorted(shipped.glob(pattern))):
+        if not (mine := theirs.relative_to(shipped)).exists():
+            files[mine] = theirs.read_bytes()
     for file, data in files.items():
         make_directory(file.parent)
         write_bytes(file, data)

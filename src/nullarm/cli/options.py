@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nullarm.errors import UsageError
+
 if TYPE_CHECKING:
     from nullarm.conduct import Prepared
 
@@ -78,6 +80,8 @@ def launch_options(function: FunctionT) -> FunctionT:
         skip_existing: bool, **more: Any,
     ) -> Any:  # fmt: skip
         named = tuple(name for entry in entries for name in entry.split(",") if name)
+        if entries and not named:
+            raise UsageError("--entries names no arm", value=",".join(entries), valid="arms of the study, by name")
         return function(*args, launch=Launch(engine, at_once, device, named, skip_existing), **more)
 
     decorated: Any = collected

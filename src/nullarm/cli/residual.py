@@ -19,13 +19,16 @@ def residual(context: click.Context) -> None:
 
 
 @residual.command()
-@click.argument("inputs", metavar="INPUTS…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUTS…", nargs=-1, required=True,
+                type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("--metric", "metrics", multiple=True, metavar="NAME",
               help="A metric; repeatable. kl_div when left out, of runs entropy.")  # fmt: skip
 @click.option("--axis", type=click.Choice(["layer", "token"]), default="layer", show_default=True,
               help="Summarise along layers, or along token positions.")  # fmt: skip
 @click.option("--record-type", type=click.Choice(["pairwise", "runs"]), default="pairwise", show_default=True,
               help="Comparisons, or the single runs of a multi-pass capture.")  # fmt: skip
+@click.option("--record", "records", multiple=True, metavar="NAME",
+              help="Only this comparison or run, such as BB-SS or BB; repeatable.")  # fmt: skip
 @click.option("--top-n", type=click.IntRange(0), default=5, show_default=True, help="Hotspots of each summary.")
 @click.option("--token-id", "token_ids", type=int, multiple=True,
               help="Also summarise the logit of this tracked token; repeatable.")  # fmt: skip
@@ -48,6 +51,7 @@ def report(inputs: tuple[Path, ...], export_path: Path | None, as_json: bool, **
     found = summarise(inputs, Request(**asked))
     if export_path is not None:
         export(found, export_path)
+        click.echo(f"wrote {export_path}", err=True)
     if as_json:
         print_json(rows_of(found))
     else:

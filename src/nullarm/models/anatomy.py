@@ -94,17 +94,22 @@ def anatomy(model: Any) -> Anatomy:
     )
 
 
+def unknown_architecture(name: str) -> ModelError:
+    """The refusal of a class whose parts are not known, with the way to add it."""
+    return ModelError(
+        "the parts of a model of this class are not known",
+        value=name,
+        valid=SUPPORTED,
+        next_command='"Add an architecture" in CONTRIBUTING.md',
+    )
+
+
 def _inside_peft(model: Any) -> Any:
     from peft import PeftModel
 
     inside = model.get_base_model() if isinstance(model, PeftModel) else model
     if type(inside).__name__ not in LAYOUTS:
-        raise ModelError(
-            "the parts of a model of this class are not known",
-            value=type(inside).__name__,
-            valid=SUPPORTED,
-            next_command='"Add an architecture" in CONTRIBUTING.md',
-        )
+        raise unknown_architecture(type(inside).__name__)
     if inside is not model and model.active_peft_config.is_prompt_learning:
         raise ModelError(
             "the adapter adds virtual tokens, which the model inside does not see",

@@ -43,6 +43,18 @@ def shape_facts(ref: str) -> ShapeFacts:
         raise ModelError(f"config.json lacks {error}", value=ref, valid=f"model types {', '.join(FAMILIES)}") from error
 
 
+def architecture(ref: str) -> str | None:
+    """Name of the model's class as its `config.json` has it; None where that is not at hand, or says nothing."""
+    reference = parse(ref, adapter=True)
+    if reference.kind == "adapter":
+        return None
+    try:
+        named = _config(reference, ref).get("architectures")
+    except ModelError:
+        return None
+    return str(named[0]) if isinstance(named, list) and named else None
+
+
 def parameter_count(ref: str) -> int:
     """Number of parameters, tied ones once; exact where weights are at hand or the family is known.
 

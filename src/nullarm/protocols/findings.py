@@ -20,8 +20,8 @@ def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Sectio
     return Document(
         title=study.name,
         question=study.question,
-        subtitle=f"protocol {study.protocol} · {len(study.seeds)} seeds · metric {study.analysis.metric}"
-        + (" · SMOKE RUN" if study.smoke else ""),
+        subtitle=f"protocol {study.protocol} · {len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''} · "
+        f"metric {study.analysis.metric}" + (" · SMOKE RUN" if study.smoke else ""),
         verdicts=tuple(_card(finding, analysis) for finding in analysis.findings),
         sections=(*exploratory, _intervals(store, analysis), *sections, _provenance(store, analysis)),
         cells=tuple(_cells(store)),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nullarm.errors import ModelError
-from nullarm.models.facts import tensor_shapes
+from nullarm.models.facts import parameter_count, tensor_shapes
 from nullarm.models.reference import Reference, parse
 from nullarm.models.tiny.build import ready_directory
-from nullarm.sites.preflight import Check
+from nullarm.sites.preflight import Check, existing_parent
 from nullarm.store.files import read_json
 
 HUB_TIMEOUT_S = 10.0
-MODEL = "model"
-"""Name of the check."""
+MODEL, DOWNLOADS = "model", "downloads"
+"""Names of the checks."""
 
 
 def model_access(model_ref: str, *, adapter: bool = False) -> Check:
@@ -34,6 +37,40 @@ def model_access(model_ref: str, *, adapter: bool = False) -> Check:
         return Check(MODEL, False, error.problem, error.next_command or f"name a model that exists: {error.valid}")
     built = reference.kind == "random" or ready_directory(reference.name) is not None
     return Check(MODEL, True, f"{model_ref} is at hand" if built else f"{model_ref} is built on first use, in a minute")
+
+
+def downloads(refs: Iterable[str], home: Path | None = None) -> Check:
+    """Whether the hub models that are not here yet fit on the disk they are downloaded to.
+
+    Args:
+        refs: Model references.
+        home: Where they go; `HF_HOME` when left out.
+    """
+    home = home or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    need, unknown = download_bytes(refs)
+    free = shutil.disk_usage(existing_parent(home)).free
+    if not need and not unknown:
+        return Check(DOWNLOADS, True, "nothing to download")
+    more = f", and {len(unknown)} of unknown size ({', '.join(unknown)})" if unknown else ""
+    detail = f"{_gib(need)} to {home}{more}; {_gib(free)} free"
+    return Check(DOWNLOADS, free >= need, detail, "export HF_HOME=/path/on/a/disk/with/room")
+
+
+def download_bytes(refs: Iterable[str]) -> tuple[int, tuple[str, ...]]:
+    """Bytes of the weights, in half precision, of hub models that are not in the cache; and those of unknown size."""
+    need, unknown = 0, []
+    for ref in dict.fromkeys(refs):
+        try:
+            reference = parse(ref, adapter=True)
+            if reference.kind == "hub" and not _cached(reference):
+                need += 2 * parameter_count(ref)
+        except ModelError:
+            unknown.append(ref)
+    return need, tuple(unknown)
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"
 
 
 def _directory(path: Path) -> Check:

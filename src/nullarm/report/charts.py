@@ -107,11 +107,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A labelled straight line at one value of an axis: a gate, a cap, a baseline."""
+    """A straight line at one value of an axis: a gate, a cap, a baseline."""
 
     axis: Literal["x", "y"]
     value: float
-    label: str
+    label: str = ""
+    """Stands at the end of the line and may cover points there; empty where the caption says what it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,9 @@ def _outlook(evidence: Evidence, verdict: Verdict) -> str:
     if verdict is not Verdict.INCONCLUSIVE or evidence.mde is None:
         return ""
     least = "clears a margin" if evidence.question == "non_inferiority" else "finds an effect"
-    few = f"no number of {evidence.unit} up to 1000 would settle it"
+    few = f"no number of {evidence.unit} up to 1000 would settle it" + (
+        f" at ±{evidence.margin:g}" if evidence.margin > 0 else ""
+    )
     needed = few if evidence.n_needed is None else f"about {evidence.n_needed} {evidence.unit} would settle it"
     return f"; this design {least} of {_number(evidence.mde)} with 80 % power, and {needed}"
 

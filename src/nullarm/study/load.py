@@ -43,7 +43,7 @@ def load_study(
     places: dict[str, str] = {}
     if data is None:
         data, places = _with_parents(path, ())
-    if _dev_mode(os.environ if environment is None else environment):
+    if dev_mode(os.environ if environment is None else environment):
         profile = profile or (QUICK if QUICK in _section(data, "profiles") else None)
         overrides = ("smoke=true", *overrides)
     if profile is not None:
@@ -124,7 +124,12 @@ def _section(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _dev_mode(environment: Mapping[str, str]) -> bool:
+def dev_mode(environment: Mapping[str, str]) -> bool:
+    """Whether `DEV_MODE` is on.
+
+    Raises:
+        StudyError: It is neither on nor off.
+    """
     value = environment.get("DEV_MODE", "").strip().lower()
     if value in ("", "0", "false", "no", "off"):
         return False

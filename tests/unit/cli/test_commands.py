@@ -13,6 +13,7 @@ from nullarm.cli.options import Launch
 from nullarm.cli.progress import ProgressView, duration
 from nullarm.errors import UsageError
 from nullarm.runner import RunState
+from nullarm.sites import provenance
 from nullarm.store.lease import Leases
 from nullarm.store.study_store import StudyStore
 from support.command import finished, nullarm, nullarm_process, on_a_terminal
@@ -242,6 +243,7 @@ def test_entries_run_alone_and_a_damaged_cell_runs_again(study: Path, tmp_path: 
 )
 def test_device_limits_what_workers_see(name: str, visible: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setattr(provenance, "gpus", lambda: ({"name": "H200"},) * 4)
     if visible is None:
         with pytest.raises(UsageError, match="--device names no device; got 'tpu'; valid: cpu, cuda, cuda:0, cuda:0,1"):
             use_device(name)
@@ -255,3 +257,31 @@ def test_a_launch_is_the_same_as_words() -> None:
     words = ["--engine", "local", "--at-once", "2", "--device", "cuda:0", "--entries", "a,b", "--skip-existing"]
     assert launch.words == words
     assert Launch("inline", None, None, (), False).words == ["--engine", "inline"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:2", "cuda:0,2"])
+def test_a_gpu_that_is_not_here_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "gpus", lambda: ({"name": "H200"},) * (2 if ":" in name else 0))
+    valid = "cpu, cuda:0, cuda:1" if ":" in name else "cpu"
+    with pytest.raises(UsageError, match=rf"there is no such GPU on this machine; got '{name}'; valid: {valid}$"):
+        use_device(name)
+
+
+def test_a_study_for_gpus_runs_on_the_cpu_when_told_so(study: Path, tmp_path: Path) -> None:
+    gpu = ("--set", "resources.gpus=1")
+    refused = nullarm("run", study, "--dir", tmp_path / "a", *gpu)
+    assert "a cell needs 1 GPU(s)" in refused.error
+    assert nullarm("run", study, "--dir", tmp_path / "b", *gpu, "--device", "cpu").code == 0
+
+
+def test_entries_that_name_nothing_or_no_arm_are_refused_before_anything_runs(study: Path, tmp_path: Path) -> None:
+    outcome = nullarm("run", study, "--dir", tmp_path / "a", "--entries", "")
+    assert (outcome.code, "--entries names no arm" in outcome.error) == (2, True)
+    outcome = nullarm("run", study, "--dir", tmp_path / "a", "--entries", "shan", "--device", "cuda:7")
+    assert "the study has no arm 'shan'" in outcome.error
+
+
+def test_some_entries_are_no_failure(study: Path, tmp_path: Path) -> None:
+    outcome = nullarm("run", study, "--dir", tmp_path / "run", "--engine", "inline", "--entries", "sham")
+    assert outcome.code == 0
+    assert f"2 cells are left for a later run: nullarm resume {tmp_path}/run" in outcome.err

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from hatchling.builders.wheel import WheelBuilder
 
 from support.command import nullarm
@@ -16,6 +17,7 @@ from support.command import nullarm
 ROOT = Path(__file__).parents[3]
 TEMPLATE = (ROOT / "experiments" / "template_experiment.py").read_text()
 CONFIGS = {name: (ROOT / "configs" / name).read_bytes() for name in ("dev_config.yaml", "prod_config.yaml")}
+PROMPTS = Path("experiments/prompts/prod_prompts.txt")
 
 
 @pytest.fixture
@@ -33,14 +35,24 @@ def test_an_experiment_bears_its_name_and_finds_its_configurations(here: Path) -
     assert "python experiments/my_question.py" in text
     assert text.replace("my_question", "template_experiment") == TEMPLATE
     assert {path.name: path.read_bytes() for path in (here / "configs").iterdir()} == CONFIGS
+    assert (here / PROMPTS).read_bytes() == (ROOT / PROMPTS).read_bytes()
     assert outcome.out.splitlines()[-1].startswith("next: DEV_MODE=True python experiments/my_question.py, or open it")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_file_that_the_configurations_name_is_there(here: Path, name: str) -> None:
+    nullarm("new", "mine")
+    named = yaml.safe_load((here / "configs" / name).read_text())["residual_compare"]["prompt_file"]
+    assert (here / named).is_file()
 
 
 def test_configurations_that_are_there_stay(here: Path) -> None:
     (here / "configs").mkdir()
     (here / "configs" / "dev_config.yaml").write_text("mine: true\n")
     outcome = nullarm("new", "other", "--dir", "deep/er")
-    assert outcome.out.splitlines()[:-1] == ["wrote deep/er/other.py", "wrote configs/prod_config.yaml"]
+    assert outcome.out.splitlines()[:-1] == [
+        "wrote deep/er/other.py", "wrote configs/prod_config.yaml", f"wrote {PROMPTS}",
+    ]  # fmt: skip
     assert (here / "configs" / "dev_config.yaml").read_text() == "mine: true\n"
 
 
@@ -73,3 +85,4 @@ def test_an_installed_wheel_has_the_template(here: Path) -> None:
     )  # fmt: skip
     assert (here / "experiments" / "mine.py").read_text() == TEMPLATE.replace("template_experiment", "mine")
     assert {path.name: path.read_bytes() for path in (here / "configs").iterdir()} == CONFIGS
+    assert (here / PROMPTS).read_bytes() == (ROOT / PROMPTS).read_bytes()

@@ -41,7 +41,7 @@ def test_json_is_one_document_of_all_rows(multi_file: Path) -> None:
     assert {row["metric"] for row in outcome.json} == {"kl_div", "norm_diff"}
     first = next(row for row in outcome.json if row["kind"] == "hotspot")
     assert HOTSPOT.items() <= first.items()
-    assert (first["record"], first["input"]) == ("BB-BS", str(multi_file))
+    assert (first["record"], first["input"]) == ("BB-SS", str(multi_file))
 
 
 def test_every_option(multi_file: Path, single: FinishedCell, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_option(multi_file: Path, single: FinishedCell, tmp_path: Path) ->
         "residual", "report", multi_file, single.paths.root, "--axis", "token", "--record-type", "pairwise",
         "--token-id", 3, "--token-id", 5, "--logit-source", "base", "--export", tmp_path / "x.parquet", "--json",
     )  # fmt: skip
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.err) == (0, f"wrote {tmp_path / 'x.parquet'}\n")
     assert {row["metric"] for row in outcome.json} == {"kl_div", "logit_base:3", "logit_base:5"}
     assert {row["input"] for row in outcome.json} == {str(multi_file), str(single.paths.root)}
     assert {row["position"] for row in outcome.json} == {0, 1, 2, 3}
@@ -65,10 +65,12 @@ def test_runs(multi_file: Path) -> None:
     ("arguments", "code", "words"),
     [
         ((), 2, "Missing argument 'INPUTS…'"),
-        (("nowhere",), 2, "nowhere holds no residual comparison; valid: a JSON file"),
+        (("nowhere",), 2, "'INPUTS…': Path 'nowhere' does not exist"),
+        (("FILE", "--record", "BB-SB", "--record", "BBSS"), 2, "no comparison 'BBSS' (did you mean 'BB-SS'?)"),
+        (("FILE", "--record-type", "runs", "--record", "BB-SS"), 2, "hold no run 'BB-SS'; valid: BB, BS, SB, SS"),
         (("FILE", "--metric", "kl"), 2, "comparisons have no metric 'kl'; valid: entropy_base, entropy_sft, kl_div"),
         (("FILE", "--record-type", "runs", "--metric", "kl_div"), 2, "runs have no metric 'kl_div'; valid: entropy"),
-        (("FILE", "--token-id", "9"), 2, "token 9 was not tracked (logit_diff:9 · BB-BS · prompt 0"),
+        (("FILE", "--token-id", "9"), 2, "token 9 was not tracked (logit_diff:9 · BB-SS · prompt 0"),
         (("FILE", "--axis", "head"), 2, "'head' is not one of 'layer', 'token'"),
         (("FILE", "--top-n", "-1"), 2, "-1 is not in the range x>=0"),
         (("META",), 12, "holds no JSON array"),
@@ -79,11 +81,47 @@ def test_a_mistake_is_one_line(multi_file: Path, arguments: tuple[str, ...], cod
     outcome = nullarm("residual", "report", *(known.get(word, word) for word in arguments))
     assert outcome.code == code
     assert words in outcome.error
+    assert outcome.error.endswith("; next: nullarm residual report --help")
     assert outcome.out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "help_of"),
+    [
+        (("residual", "report"), "nullarm residual report --help"),
+        (("residual", "reprot"), "nullarm residual --help"),
+        (("residual", "--all"), "nullarm residual --help"),
+        (("status", "--all", "report"), "nullarm status --help"),
+        (("--all", "status"), "nullarm --help"),
+    ],
+)
+def test_a_mistake_points_at_the_help_that_shows_the_options(arguments: tuple[str, ...], help_of: str) -> None:
+    outcome = nullarm(*arguments)
+    assert outcome.code == 2
+    assert outcome.error.endswith(f"; next: {help_of}")
+
+
+def test_a_directory_without_captures_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    outcome = nullarm("residual", "report", tmp_path)
+    assert outcome.code == 2
+    assert f"{tmp_path} holds no residual comparison; valid: a JSON file" in outcome.error
+
+
+def test_the_export_says_where_it_is(multi_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    outcome = nullarm("residual", "report", multi_file, "--export", path)
+    assert (outcome.code, outcome.err) == (0, f"wrote {path}\n")
+
+
+def test_comparisons_and_runs_by_name(multi_file: Path) -> None:
+    outcome = nullarm("residual", "report", multi_file, "--record", "BS-SS", "--record", "BB-SB", "--json")
+    assert {row["record"] for row in outcome.json} == {"BS-SS", "BB-SB"}
+    outcome = nullarm("residual", "report", multi_file, "--record-type", "runs", "--record", "SB", "--json")
+    assert {row["record"] for row in outcome.json} == {"SB"}
+
+
 def test_an_export_of_no_known_form_is_refused_before_the_work(tmp_path: Path) -> None:
-    outcome = nullarm("residual", "report", tmp_path / "not looked at", "--export", tmp_path / "x.txt")
+    outcome = nullarm("residual", "report", tmp_path, "--export", tmp_path / "x.txt")
     assert outcome.code == 2
     assert "the suffix says no form; got '.txt'; valid: .csv, .json, .parquet" in outcome.error
 
@@ -101,6 +139,7 @@ def test_every_option_of_the_report_is_described() -> None:
         "--metric",
         "--axis",
         "--record-type",
+        "--record ",
         "--top-n",
         "--token-id",
         "--logit-source",

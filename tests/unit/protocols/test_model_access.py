@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
 from nullarm.protocols import model_access as module
-from nullarm.protocols.model_access import model_access
+from nullarm.protocols.model_access import download_bytes, downloads, model_access
 from nullarm.sites.preflight import Check
 
 HUB = "mistralai/Mistral-7B-v0.1@27d67f1b5f57dc0953326b2601d68371d40ea8da"
@@ -114,3 +115,24 @@ def test_without_a_token_a_gated_model_asks_for_the_login_too(hub: Callable[...,
     assert "hf auth login" in model_access(HUB).cure
     hub(refused(errors.GatedRepoError), token="hf_x")
     assert "hf auth login" not in model_access(HUB).cure
+
+
+def test_downloads_are_counted_once_and_held_against_the_disk(hub: Callable[..., None], tmp_path: Path) -> None:
+    hub()
+    refs = ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", "builtin:world"]
+    assert download_bytes(refs) == (2 * 494_032_768, ())
+    assert download_bytes(["someone/something"]) == (0, ("someone/something",))
+    assert downloads(refs, tmp_path).ok
+    assert downloads(["builtin:world"], tmp_path).detail == "nothing to download"
+    assert "of unknown size (someone/something)" in downloads(["someone/something"], tmp_path).detail
+
+
+def test_downloads_that_do_not_fit_fail_with_a_cure(
+    hub: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub()
+    monkeypatch.setattr("nullarm.protocols.model_access.shutil.disk_usage", lambda path: SimpleNamespace(free=1))
+    check = downloads(["Qwen/Qwen2.5-7B"], tmp_path)
+    assert not check.ok
+    assert check.detail.startswith("14.2 GiB to ")
+    assert "HF_HOME" in check.cure

@@ -205,6 +205,14 @@ def test_a_panel_with_an_axis_of_its_own_leaves_the_others_alone() -> None:
         assert len(other["layout"]["shapes"]) == 1
 
 
+def test_a_guide_without_a_label_is_a_line_alone() -> None:
+    panels = (PlotPanel("", (Series(name="s", x=[0, 1], y=[0, 1]),)),)
+    guides = (Guide("y", 0.0), Guide("y", 1.0, "cap"))
+    (spec,) = specs(draw(Plot("t", Axis("x"), Axis("y"), panels, guides), NONE))
+    assert [shape["y0"] for shape in spec["layout"]["shapes"]] == [0, 1]
+    assert [note["text"] for note in spec["layout"]["annotations"]] == ["cap"]
+
+
 @pytest.mark.parametrize(("last", "step"), [(0, 1), (9, 1), (10, 2), (18, 2), (33, 5), (80, 10), (95, 20), (900, 100)])
 def test_whole_numbers_have_whole_ticks(last: int, step: int) -> None:
     series = Series(name="s", x=[0, last], y=[0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from nullarm.analysis import Analysis, Finding
@@ -11,6 +12,7 @@ from nullarm.protocols.residual.export.manifest import write_manifest
 from nullarm.protocols.residual.export.write import announcement, write_json
 from nullarm.protocols.residual.planning import CAPTURE
 from nullarm.protocols.residual.report.hotspots import layer_shares
+from nullarm.store.cell import read_failure
 from nullarm.store.files import read_json, sha256_path
 from nullarm.store.files import write_json as write_small_json
 from nullarm.store.record import FinishedCell
@@ -32,17 +34,19 @@ def write_cell(store: StudyStore, cell: Cell) -> None:
 
 def write_outputs(store: StudyStore, analysis: Analysis) -> str:
     """All JSON files, the manifest, and the closing block."""
-    lines = ["RESIDUAL COMPARISON"]
+    lines, left = ["RESIDUAL COMPARISON"], []
     for cell in store.plan:
         if cell.stage != CAPTURE:
             continue
         if finished := store.finished(cell.id):
             lines += _told(cell, finished, _export(store, cell, finished))
+        elif failure := read_failure(store.paths.cell(cell.id)):
+            lines.append(f"{cell.label}: FAILED ({shorten(str(failure), 160, placeholder=' …')})")
         else:
-            lines.append(f"{cell.label}: not captured")
+            left.append(cell.label)
+    lines += [f"not captured yet: {', '.join(left)}"] if left else []
     manifest = write_manifest(store, _files(store))
-    verdicts = [_verdict(finding) for finding in analysis.findings]
-    return "\n".join([*lines, f"manifest: {manifest}", "", "VERDICTS", *verdicts])
+    return "\n".join([*lines, f"manifest: {manifest}", "", "VERDICTS", *_verdicts(analysis)])
 
 
 def _export(store: StudyStore, cell: Cell, finished: FinishedCell) -> str:
@@ -96,6 +100,13 @@ def _told(cell: Cell, finished: FinishedCell, line: str) -> list[str]:
         *([f"  INVALID: {finished.record.reason}"] if finished.record.outcome != "ok" else []),
         f"  {line}",
     ]
+
+
+def _verdicts(analysis: Analysis) -> list[str]:
+    """One line for each contrast, and one for all that have no data yet."""
+    empty = [f.judgement.name for f in analysis.findings if f.judgement.verdict == "INSUFFICIENT_DATA"]
+    told = [_verdict(f) for f in analysis.findings if f.judgement.name not in empty]
+    return told + ([f"INSUFFICIENT_DATA: {', '.join(empty)}"] if empty else [])
 
 
 def _verdict(finding: Finding) -> str:

@@ -41,6 +41,12 @@ class Pair(Strict):
     notes: str = ""
     """For people."""
 
+    @model_validator(mode="after")
+    def _noise_has_a_size(self) -> Pair:
+        if self.sft_weights == "matched_noise" and self.base == self.sft:
+            raise ValueError("matched_noise needs a fine-tuned model that differs from the base")
+        return self
+
 
 class Tracked(Strict):
     """Tokens whose logits are followed through the layers. An unknown one is an error, never dropped."""
@@ -237,8 +243,12 @@ class ResidualParameters(Strict):
 
     @model_validator(mode="after")
     def _says_what_is_read(self) -> ResidualParameters:
-        if bool(self.prompts) == (self.prompt_file is not None):
-            raise ValueError("give either `prompts` or `prompt_file`")
+        if self.prompts and self.prompt_file is not None:
+            raise ValueError("give `prompts` or `prompt_file`, not both")
+        if not self.prompts and self.prompt_file is None:
+            raise ValueError("there are no prompts: give `prompts` or `prompt_file`")
+        if blank := [index for index, prompt in enumerate(self.prompts) if not prompt.strip()]:
+            raise ValueError(f"prompt {blank[0]} is empty")
         if self.multi_pass.enabled and self.embedding_variants:
             raise ValueError("multi_pass and embedding_variants exclude each other: name the runs in multi_pass.runs")
         names = [swap.name for swap in self.embedding_variants]

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nullarm.errors import ModelError, StudyError
-from nullarm.models.facts import parameter_count, shape_facts
+from nullarm.errors import ModelError, StudyError, nearest
+from nullarm.models.anatomy import SUPPORTED, unknown_architecture
+from nullarm.models.facts import architecture, parameter_count, shape_facts
 from nullarm.models.reference import content_id
 from nullarm.protocols.residual.memory import pair_memory
 from nullarm.protocols.residual.parameters import LEFT_OUT, Pair, ResidualParameters
 from nullarm.protocols.residual.reading.prompt_file import read_prompts
+from nullarm.protocols.residual.reading.variants import bind
+from nullarm.protocols.residual.tables import ITEM_METRICS, SHARES
 from nullarm.sites.devices import find_device
 from nullarm.study.identity import content_hash, identifying
 from nullarm.study.plan import Cell, Estimate
@@ -38,6 +41,7 @@ def residual_cells(study: Study, parameters: ResidualParameters, version: int) -
         ModelError: A model reference is wrong.
     """
     _match_arms(study, parameters)
+    _check_what_is_asked(study, parameters)
     planner = _Planner(study, parameters, version)
     cells: dict[str, Cell] = {}
     for name, arm in study.arms.items():
@@ -64,6 +68,21 @@ def _match_arms(study: Study, parameters: ResidualParameters) -> None:
                 value=arm.replicates,
                 valid="replicates: 1, or sft_weights: matched_noise",
             )
+
+
+def _check_what_is_asked(study: Study, parameters: ResidualParameters) -> None:
+    """What would only show after models are loaded, or after everything is captured."""
+    metrics = [name for name in ITEM_METRICS if parameters.multi_pass.enabled or name not in SHARES]
+    if study.analysis.metric not in metrics:
+        raise StudyError(
+            f"analysis.metric {study.analysis.metric!r} is not measured{nearest(study.analysis.metric, metrics)}",
+            valid=metrics,
+        )
+    bind(parameters.prompt_variants, parameters.prompt_variant_options, study.seeds[0])
+    for pair in parameters.pairs.values():
+        for ref in (pair.base, pair.sft):
+            if (name := architecture(ref)) is not None and name not in SUPPORTED:
+                raise unknown_architecture(name)
 
 
 @dataclass(frozen=True)

@@ -32,20 +32,23 @@ class Residual(Protocol[ResidualParameters]):
     def design(self, study: Study, plan: Plan) -> Design:
         """Least attainable p of the declared contrasts, and which pairs fit which GPU."""
         from nullarm.analysis import least_attainable_p, primary_effect, refusals
+        from nullarm.protocols.model_access import download_bytes
         from nullarm.protocols.residual.memory import fit_notes
 
-        return Design(
-            least_attainable_p(study), primary_effect(study), fit_notes(self.parameters(study)), refusals(study)
-        )
+        parameters = self.parameters(study)
+        need, _ = download_bytes(ref for pair in parameters.pairs.values() for ref in (pair.base, pair.sft))
+        notes = fit_notes(parameters) + ((f"downloads about {need / (1 << 30):.0f} GiB to HF_HOME",) if need else ())
+        return Design(least_attainable_p(study), primary_effect(study), notes, refusals(study))
 
     def checks(self, study: Study) -> list[Check]:
-        """Access to every model."""
-        from nullarm.protocols.model_access import model_access
+        """Access to every model, and room for what has to be downloaded."""
+        from nullarm.protocols.model_access import downloads, model_access
 
         pairs = self.parameters(study).pairs.values()
         bases = dict.fromkeys(pair.base for pair in pairs)
         tuned = dict.fromkeys(pair.sft for pair in pairs if pair.sft not in bases)
-        return [*(model_access(ref) for ref in bases), *(model_access(ref, adapter=True) for ref in tuned)]
+        access = [*(model_access(ref) for ref in bases), *(model_access(ref, adapter=True) for ref in tuned)]
+        return [*access, downloads([*bases, *tuned])]
 
     def run_cell(self, context: CellContext) -> CellResult:
         """The work of one stage."""

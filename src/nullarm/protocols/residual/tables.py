@@ -59,6 +59,13 @@ their mean (a 2² factorial, Montgomery, Design and Analysis of Experiments, ch.
 
 METRICS: Mapping[str, str] = {**RUN_METRICS, **PAIR_METRICS, **FACTORIAL_METRICS}
 
+DIVERGENCES = ("js", "kl_div", "relative_diff", "direct_diff")
+"""Metrics of the primary comparison that are judged, as a mean over layers and, with `_final`, at the last one."""
+SHARES = ("embedding_share", "body_share", "interaction_share")
+"""Judged as a mean over layers, where the factorial is run."""
+ITEM_METRICS = (*(f"{name}{end}" for name in DIVERGENCES for end in ("", "_final")), "loss_gain", *SHARES)
+"""Columns of the artefact `items`, as far as they could be measured: what `analysis.metric` may name."""
+
 SCALARS = pa.schema([*KEYS, *(pa.field(name, pa.float32()) for name in METRICS)])
 """One row per prompt, variant, record, layer and position."""
 

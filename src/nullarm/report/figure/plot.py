@@ -62,7 +62,8 @@ def _frame(chart: Plot, p: PlotPanel, height_px: int) -> dict[str, Any]:
     guides = chart.guides if p.y is None else tuple(guide for guide in chart.guides if guide.axis == "x")
     x = _axis(chart.x, _values(chart.x, "x", everything, chart.guides))
     y = _axis(p.y or chart.y, _values(p.y or chart.y, "y", p.series if p.y else sharing, guides))
-    lines, labels = [_guide_line(guide) for guide in guides], [_guide_label(chart, guide) for guide in guides]
+    lines = [_guide_line(guide) for guide in guides]
+    labels = [_guide_label(chart, guide) for guide in guides if guide.label]
     return layout(height_px, x, y, shapes=lines, annotations=labels)
 
 

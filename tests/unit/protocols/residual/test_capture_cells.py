@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from nullarm.conduct import conclude, lay_down, prepare, run
 from nullarm.engines.inline import InlineEngine
-from nullarm.errors import StudyError
+from nullarm.errors import ModelError, StudyError
 from nullarm.protocols.residual.report.hotspots import hotspots, layer_shares
 from nullarm.protocols.residual.tables import CAPTURE, FACTORIAL_METRICS, PAIR_METRICS
 from support.pairs import PROMPTS, capture_of, captured, other_embedding, residual_study, save_model, scale_block, table
@@ -249,3 +250,60 @@ def test_a_study_without_lists_and_tracked_tokens_runs_whole(tmp_path: Path, mod
     assert len(table(store, "tuned", "topk")) == len(table(store, "tuned", "tracked")) == 0
     assert scalars(store, "tuned").overlap.isna().all()
     assert "js" in conclude(store).closing
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"analysis.metric": "jss"}, r"analysis.metric 'jss' is not measured.*did you mean 'js'.*valid: js, js_final"),
+        ({"analysis.metric": "body_share"}, "analysis.metric 'body_share' is not measured"),
+        ({"parameters.prompt_variants": ["identiti"]}, "identity"),
+        ({"parameters.prompt_variant_options": {"nope": {}}}, "no prompt variant 'nope'"),
+        ({"parameters.prompts": ["a", " "]}, "prompt 1 is empty"),
+        ({"parameters.prompts": []}, "there are no prompts"),
+        ({"parameters.prompt_file": "x.txt"}, "not both"),
+        ({"parameters.pairs.tuned": {"base": "a/b", "sft": "a/b", "sft_weights": "matched_noise"}}, "that differs"),
+    ],
+)
+def test_what_is_wrong_shows_when_the_study_is_planned(
+    models: dict[str, str], change: dict[str, Any], words: str
+) -> None:
+    study = residual_study(models["base"], models["other"])
+    data = study.model_dump(mode="json")
+    for dotted, value in change.items():
+        *path, last = dotted.split(".")
+        holder = data
+        for key in path:
+            holder = holder[key]
+        holder[last] = value
+    with pytest.raises(StudyError, match=words):
+        prepare(type(study).model_validate(data))
+
+
+def test_an_architecture_that_is_not_known_is_refused_by_the_plan(tmp_path: Path, models: dict[str, str]) -> None:
+    directory = tmp_path / "opt"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "opt", "architectures": ["OPTForCausalLM"]}')
+    words = (
+        r"the parts of a model of this class are not known; got 'OPTForCausalLM'; valid: LlamaForCausalLM.*CONTRIBUTING"
+    )
+    with pytest.raises(ModelError, match=words):
+        prepare(residual_study(models["base"], str(directory)))
+
+
+def test_a_batch_that_was_not_finished_says_what_failed_and_what_is_left(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    study = residual_study(models["base"], models["other"])
+    store = lay_down(prepare(study), tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("nullarm.protocols.residual.cells.load_pair", full)
+        assert len(run(store, InlineEngine(), entries=["tuned"]).failed) == 1
+    closing = conclude(store).closing
+    assert "seed 0 · tuned: FAILED (OutOfMemoryError: CUDA out of memory)" in closing
+    assert "not captured yet: seed 0 · same_model" in closing
+    assert not run(store, InlineEngine()).failed
+    assert "FAILED" not in conclude(store).closing

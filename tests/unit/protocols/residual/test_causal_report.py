@@ -20,11 +20,12 @@ from causal_trials import (
 
 from nullarm.protocols.residual.capture.pair_models import PairModels
 from nullarm.protocols.residual.causal.report import PROMPTS_SHOWN, causal_sections
+from nullarm.protocols.residual.causal.tables import LEAST_GAP
 from nullarm.report import CellRef, Document, Heatmap, Note, Plot, Section, Series, Table, write_html, write_markdown
 from nullarm.report.numbers import show
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell, make_plan
-from support.captures import capture_store
+from support.captures import TOKENS, capture_cell, capture_store, finish_capture
 
 STAGES = ("patching", "layer_swap", "steering")
 CELLS = {stage: cell_of(stage) for stage in STAGES}
@@ -94,18 +95,19 @@ def test_patching_is_drawn_by_layer_and_as_maps(sections: Sections) -> None:
     panel = maps[0].panels[1]
     assert panel.title == "sft into base"
     assert panel.x == tuple(f"{i} {token}" for i, token in enumerate(tokens))
-    assert panel.y == ("-1", "0", "1")
-    assert [row[-1] for row in panel.values] == pytest.approx([0.0, 0.0, 1.0], abs=1e-4)
+    assert panel.y == ("1", "0", "−1")
+    assert [row[-1] for row in panel.values] == [1.0, 0.0, 0.0]
+    assert maps[0].caption.startswith(f"Prompt 0: “{''.join(tokens)}”. Values are rounded to 4 decimals")
     table = finished_cell(sections[0].paths.root, CELLS["patching"]).table("patching").to_pandas()
     here = table[(table["prompt"] == 0) & (table["direction"] == "sft_into_base") & (table["layer"] == 1)]
-    assert panel.hover[2] == [f"outcome {show(float(outcome))}" for outcome in here["outcome"]]
+    assert panel.hover[0] == [f"outcome {show(float(outcome))}" for outcome in here["outcome"]]
 
 
 def test_swaps_are_drawn_by_span_with_the_whole_body_as_a_table(sections: Sections) -> None:
     section = sections[1]["Layer-range swaps"]
     effects = plot(section, "Exchanged blocks: effect, little")
     assert [panel.title for panel in effects.panels] == [
-        "1 from this block on",
+        "window of 1 block",
         "up to this block",
         "from this block on",
     ]
@@ -133,12 +135,13 @@ def test_steering_is_drawn_beside_its_control(sections: Sections) -> None:
             here = table[(table["direction"] == line.name) & (table["strength"] == strength)]
             assert list(line.y) == pytest.approx(here.groupby("layer")["kl_donor"].mean().tolist(), rel=1e-5)
     before = table.groupby("prompt")["kl_before"].first().mean()
-    assert [guide.label for guide in chart.guides] == ["not steered"]
+    assert [guide.label for guide in chart.guides] == [""]
+    assert chart.caption.endswith("Dashed: the base model, not steered.")
     assert chart.guides[0].value == pytest.approx(before, rel=1e-5)
     shifts = next(block for block in section.blocks if isinstance(block, Heatmap))
     assert [panel.title for panel in shifts.panels] == ["mean_difference", "random"]
     assert shifts.panels[0].x == ("−1", "1")
-    assert shifts.panels[0].y == ("-1", "0", "1")
+    assert shifts.panels[0].y == ("1", "0", "−1")
 
 
 def test_the_sections_are_part_of_a_page(sections: Sections, tmp_path: Path) -> None:
@@ -152,17 +155,47 @@ def test_the_sections_are_part_of_a_page(sections: Sections, tmp_path: Path) -> 
         assert "Exchanged blocks: effect, little" in text
 
 
-def test_effects_that_are_not_defined_are_said_to_be_and_still_drawn(tmp_path: Path) -> None:
+def test_a_model_against_itself_has_a_note_and_no_charts(tmp_path: Path) -> None:
     model = load()
     _, by_title = reported(tmp_path, pair(model, model))
     for section in by_title.values():
         notes = [block.text for block in section.blocks if isinstance(block, Note)]
-        assert "little: effects are of 0 of 3 prompts; on the others the gap is below 0.001." in notes
+        nothing = "little: on none of 3 prompts do the two models' outcomes differ by 0.001 or more"
+        assert sum(note.startswith(nothing) for note in notes) == 1
+        assert not any(isinstance(block, Plot | Heatmap | Table) for block in section.blocks)
         assert any("splits into" in note for note in notes)
     cells = tuple(CellRef(cell.id, cell.label, "ok") for cell in CELLS.values())
     page = Document(title="t", question="q", sections=tuple(by_title.values()), cells=cells)
     write_html(page, tmp_path / "report.html")
     assert "NaN" not in (tmp_path / "report.html").read_text(encoding="utf-8").split("<main")[-1].split("<script")[0]
+
+
+def test_divergences_are_drawn_of_models_that_differ_by_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEAST_GAP, "float32", 1e6)
+    _, by_title = reported(tmp_path, pair(load(), load(seed=2)))
+    drawn = {
+        title: [block.title.split(",")[0] for block in section.blocks if isinstance(block, Plot)]
+        for title, section in by_title.items()
+    }
+    assert drawn == {
+        "Activation patching": [],
+        "Layer-range swaps": ["Exchanged blocks: KL(donor ‖ hybrid)", "Exchanged blocks: loss of the prompts"],
+        "Steering by the mean difference": ["KL from the fine-tuned model to the steered base"],
+    }
+
+
+def test_tokens_are_decoded_as_the_capture_of_the_arm_has_them(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {"capture": capture_cell("little"), "patching": CELLS["patching"]})
+    finish_capture(store, next(cell for cell in store.plan if cell.stage == "capture"))
+    run(store.paths.root, CELLS["patching"], pair(load(), load(seed=2)))
+    (section,) = causal_sections(store)
+    first = next(block for block in section.blocks if isinstance(block, Heatmap))
+    tokens = load().tokenizer.tokenize(PROMPTS[0])
+    known = {token: f"word{i}" for prompt in TOKENS for i, token in enumerate(prompt)}
+    assert first.panels[0].x == tuple(f"{i} {known.get(token, token)}" for i, token in enumerate(tokens))
+    assert "2 word1" in first.panels[0].x
 
 
 def test_one_cell_of_each_arm_is_drawn(tmp_path: Path) -> None:

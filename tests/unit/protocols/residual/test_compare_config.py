@@ -193,11 +193,15 @@ def test_production_trims_the_files_prompts_and_development_reads_its_own(
     full = load_study(path, data=translation.study, environment={"DEV_MODE": "False"})
     production = validated(ResidualParameters, full.parameters, "full")
     assert (production.prompt_file, production.prompts, production.normalize_length) == ("prompts.txt", (), True)
-    assert "DEV_MODE" in translation.not_carried["residual_compare.prompts"]
+    assert "read in development only" in translation.not_carried["residual_compare.prompts"]
+    assert "residual_compare.prompt_file" not in translation.not_carried
     quick = load_study(path, data=translation.study, environment={"DEV_MODE": "True"})
     development = validated(ResidualParameters, quick.parameters, "quick")
     assert quick.smoke
     assert (development.prompt_file, development.prompts, development.normalize_length) == (None, ("one", "two"), False)
+    not_carried = translate(path, {"DEV_MODE": "1"}).not_carried
+    assert "read in production only" in not_carried["residual_compare.prompt_file"]
+    assert "residual_compare.prompts" not in not_carried
 
 
 def test_without_prompts_of_its_own_development_reads_the_file_untrimmed(tmp_path: Path) -> None:
@@ -267,7 +271,7 @@ def test_a_dtype_and_a_tokeniser_from_the_environment_hold_for_a_whole_sweep(tmp
         ({"model_sweep": [{"name": "a", "base_model": "b"}]}, r"'residual_compare.model_sweep.0.sft_model' is missing"),
         ({"multi_pass": {"on": True}}, r"unknown key 'residual_compare.multi_pass.on'.*valid: enabled"),
         ({"dtype": "fp64"}, r"residual_compare.dtype: must be 'auto', 'fp32', 'fp16', 'bf16'.*got 'fp64'"),
-        ({"device": "tpu"}, r"residual_compare.device: .*auto\|cpu\|cuda.*got 'tpu'"),
+        ({"device": "tpu"}, r"residual_compare.device: must be auto, cpu, cuda or cuda:N; got 'tpu'"),
         ({"sft_model": None}, r"residual_compare: give `base_model` and `sft_model`, or `model_sweep`"),
         ({"prompts": []}, r"residual_compare: give `prompts` or `prompt_file`"),
         ({"model_sweep": [{"name": "same_model", "base_model": "b", "sft_model": "c"}]}, r"'same_model' is taken"),
@@ -284,6 +288,15 @@ def test_a_wrong_block_is_refused_with_the_key_and_what_is_valid(
     ("environment", "problem"),
     [
         ({"RESIDUAL_DTYPE": "fp64"}, r"^environment variable RESIDUAL_DTYPE: residual_compare.dtype: must be 'auto'"),
+        (
+            {"RESIDUAL_DEVICE": "tpu"},
+            r"^environment variable RESIDUAL_DEVICE: .*device: must be auto, cpu, cuda or cuda:N; got 'tpu'",
+        ),
+        (
+            {"RESIDUAL_BASE_MODL": "builtin:world"},
+            r"^unknown environment variable RESIDUAL_BASE_MODL \(did you mean 'RESIDUAL_BASE_MODEL'\?\); "
+            r"valid: RESIDUAL_BASE_MODEL, RESIDUAL_SFT_MODEL, .*; next: unset RESIDUAL_BASE_MODL$",
+        ),
         ({"RESIDUAL_MODEL_KWARGS": "{"}, r"variable RESIDUAL_MODEL_KWARGS; got '{'; valid: a JSON object"),
         (
             {"RESIDUAL_TOKENIZER_KWARGS": "[1]"},
@@ -294,6 +307,11 @@ def test_a_wrong_block_is_refused_with_the_key_and_what_is_valid(
 def test_a_wrong_variable_is_named(tmp_path: Path, environment: dict[str, str], problem: str) -> None:
     with pytest.raises(StudyError, match=problem):
         translated(tmp_path, PAIR, environment)
+
+
+def test_variables_that_say_nothing_or_are_others_are_let_be(tmp_path: Path) -> None:
+    environment = {"RESIDUAL_BASE_MODL": " ", "MY_RESIDUAL_BASE": "x"}
+    assert translated(tmp_path, PAIR, environment).study == translated(tmp_path, PAIR).study
 
 
 def test_only_a_file_with_the_block_is_translated(tmp_path: Path) -> None:

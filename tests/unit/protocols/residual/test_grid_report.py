@@ -109,6 +109,42 @@ def test_pairs_of_a_multi_pass_capture_are_kept_apart(multi: FinishedCell) -> No
     assert [row["max"] for row in found] == [max(values("kl_div", "BS-SS", layer=k)) for k in (0, 1)]
 
 
+def test_the_base_model_against_the_fine_tuned_one_comes_first(multi: FinishedCell) -> None:
+    found = [summary.record for summary in summarise([multi.paths.root], Request()) if summary.variant == "identity"]
+    assert found == ["BB-SS", "BB-BS", "BB-SB", "BS-SB", "BS-SS", "SB-SS"]
+
+
+def test_the_first_comparison_goes_by_what_the_runs_are_and_not_by_their_names(
+    multi: FinishedCell, tmp_path: Path
+) -> None:
+    names = {"BB": "SS", "BS": "BS", "SB": "SB", "SS": "BB"}
+    records = json.loads(write_json(multi, tmp_path)[0].read_text())
+    for record in records:
+        for run in record["runs"]:
+            run["name"] = names[run["name"]]
+        for pair in record["pairwise"]:
+            pair |= {
+                "base_run": names[pair["base_run"]],
+                "sft_run": names[pair["sft_run"]],
+                "name": "of " + pair["name"],
+            }
+    path = tmp_path / "renamed.json"
+    path.write_text(json.dumps(records))
+    assert summarise([path], Request())[0].record == "of BB-SS"
+
+
+def test_only_the_named_comparisons(multi: FinishedCell) -> None:
+    found = summarise([multi.paths.root], Request(records=("BS-SS", "BB-SS")))
+    assert [(summary.variant, summary.record) for summary in found] == [
+        (variant, record) for variant in ("identity", "mirror_halves") for record in ("BB-SS", "BS-SS")
+    ]
+
+
+def test_a_comparison_that_is_not_there_is_refused_with_those_that_are(single: FinishedCell) -> None:
+    with pytest.raises(UsageError, match=r"no comparison 'defualt' \(did you mean 'default'\?\); valid: default"):
+        summarise([single.paths.root], Request(records=("default", "defualt")))
+
+
 def test_logits_of_a_tracked_token_by_layer(single: FinishedCell) -> None:
     request = Request(("kl_div",), token_ids=(3,), logit_source="sft")
     found = rows(single, "summary", request, variant="identity", metric="logit_sft:3")
@@ -162,6 +198,21 @@ def test_the_text_has_the_numbers(single: FinishedCell) -> None:
     assert [line.split() for line in lines[4:7]] == [
         ["hotspots"], ["layer", "position", "token", "value", "prompt"], ["1", "2", '"Ġno"', "64.00", "1"],
     ]  # fmt: skip
+
+
+def test_tokens_are_shown_where_prompts_share_one(single: FinishedCell, tmp_path: Path) -> None:
+    (path,) = write_json(single, tmp_path)
+    records = json.loads(path.read_text())
+    request = Request(axis="token", top_n=0)
+    assert text_of(summarise([path], request)).splitlines()[1].split() == ["position", "token", "count", "mean", "max"]
+    for number, record in enumerate(records):
+        record["tokens"] = [f"{number}{token}" for token in record["tokens"]]
+        for positions in record["layers"].values():
+            positions.pop("3", None)
+    path.write_text(json.dumps(records))
+    lines = text_of(summarise([path], request)).splitlines()
+    assert lines[1].split() == ["position", "count", "mean", "max"]
+    assert lines[2].split()[:2] == ["0", "4"]
 
 
 def test_exports_hold_every_row(single: FinishedCell, tmp_path: Path) -> None:

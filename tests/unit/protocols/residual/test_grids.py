@@ -198,9 +198,7 @@ def test_a_study_without_a_finished_capture_says_so(tmp_path: Path) -> None:
         list(records_from(tmp_path / "study"))
 
 
-@pytest.mark.parametrize("name", ["nothing", "."])
-def test_a_place_without_results_says_what_there_might_be(tmp_path: Path, name: str) -> None:
-    with pytest.raises(
-        UsageError, match="holds no residual comparison; valid: a JSON file of the source's schema, a study"
-    ):
+@pytest.mark.parametrize(("name", "words"), [("nothing", "does not exist"), (".", "holds no residual comparison")])
+def test_a_place_without_results_says_what_there_might_be(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"{words}; valid: a JSON file of the source's schema, a study"):
         list(records_from(tmp_path / name))

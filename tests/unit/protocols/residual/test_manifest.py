@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from nullarm.store.cell import Failure, write_failure
 from nullarm.store.files import sha256_path
 from nullarm.store.lease import Leases
 from nullarm.store.study_store import StudyStore
-from nullarm.study.plan import Cell
+from nullarm.study.plan import Cell, make_plan
 from support.captures import capture_store, finish_capture
 
 HUB = {"base": "hub:org/little@main", "sft": "builtin:sft", "prompts": "prompts:0"}
@@ -47,6 +48,8 @@ def test_a_capture_with_its_file(tmp_path: Path) -> None:
         "little": {
             "timestamp": "2026-01-02T03:04:05",
             "entry": "little",
+            "seed": "0",
+            "replicate": "",
             "status": "success",
             "reason": "",
             "prompt_count": "2",
@@ -57,6 +60,17 @@ def test_a_capture_with_its_file(tmp_path: Path) -> None:
             "sha256": sha256_path(json_path),
         }
     }
+
+
+def test_captures_of_one_arm_differ_in_seed_and_replicate(tmp_path: Path) -> None:
+    with capture_store(tmp_path / "one") as store:
+        (one,) = store.plan
+    cells = [one, replace(one, seed=3), replace(one, seed=3, replicate=1), replace(one, seed=3, replicate=2)]
+    with StudyStore.create(tmp_path / "four", store.lock.study, make_plan(cells)) as store:
+        path = write_manifest(store, {})
+    with open(path, newline="", encoding="utf-8") as file:
+        found = [(row["entry"], row["seed"], row["replicate"]) for row in csv.DictReader(file)]
+    assert found == [("little", "0", ""), ("little", "3", ""), ("little", "3", "1"), ("little", "3", "2")]
 
 
 def test_every_field_is_quoted(tmp_path: Path) -> None:

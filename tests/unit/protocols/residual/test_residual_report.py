@@ -9,12 +9,13 @@ from typing import TypeVar
 import pytest
 
 from nullarm.analysis import Analysis
+from nullarm.protocols.residual.report import hottest as report_hottest
 from nullarm.protocols.residual.report import maps as report_maps
 from nullarm.protocols.residual.report import tracked as report_tracked
 from nullarm.protocols.residual.report.document import document
 from nullarm.protocols.residual.report.entries import captures, detailed, groups, members
-from nullarm.protocols.residual.report.hotspots import hotspots, layer_shares
-from nullarm.protocols.residual.report.maps import token_label
+from nullarm.protocols.residual.report.hotspots import hotspots, layer_shares, shares
+from nullarm.protocols.residual.report.maps import prompt_label, token_label
 from nullarm.protocols.residual.runs import multi_pass, single_pass
 from nullarm.report import Block, Document, Heatmap, Note, Plot, PlotPanel, Table, Text, write_html, write_markdown
 from nullarm.store.journal import Change
@@ -72,6 +73,7 @@ def factorial(tmp_path_factory: pytest.TempPathFactory) -> Document:
 def test_sections_stand_in_order_and_can_be_written(shown: Document, factorial: Document, tmp_path: Path) -> None:
     own = ["What was compared", "Layer by layer", "Layer by position", "Hotspots", "Tracked tokens"]
     assert [s.title for s in shown.sections][1:-1] == own
+    assert shown.subtitle == "protocol residual · 1 seed · metric kl_div"
     assert [s.title for s in factorial.sections][1:-1] == [*own[:4], "Embedding, body, unembedding", own[4]]
     for found in (shown, factorial):
         write_html(found, tmp_path / "report.html")
@@ -188,6 +190,7 @@ def test_maps_show_the_first_prompt_and_the_one_that_differs_most(planted: Heatm
     names = ("little", "sham (control)")
     assert [panel.title for panel in planted.panels] == [f"prompt {p} · {name}" for p in (0, 1) for name in names]
     assert "Prompt 1 has the largest divergence at a single place." in planted.caption
+    assert "Prompt 0: “word0word1word2”. Prompt 1: “word0word1word2word3”." in planted.caption
     panel = planted.panels[2]
     assert panel.y == ("1", "0", "−1")
     assert panel.x == ("0 word0", "1 word1", "2 word2", "3 word3")
@@ -255,17 +258,44 @@ def test_blank_tokens_can_be_seen(text: str, label: str) -> None:
     assert token_label(text) == label
 
 
+def test_a_long_prompt_is_named_by_its_beginning() -> None:
+    assert prompt_label(3, ["What", " is\n", " it?"]) == "Prompt 3: “What is it?”."
+    assert prompt_label(3, ["ab"] * 99) == f"Prompt 3: “{'ab' * 35}a…”."
+
+
+def test_an_entry_without_a_line_keeps_its_place_so_that_colours_stay(
+    store: StudyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = shares
+    monkeypatch.setattr(report_hottest, "shares", lambda c: {} if c.about["entry"] == "little" else known(c))
+    line = titled(blocks(report_of(store), "Hotspots", Plot), "Where the change was made").panels[0].series
+    assert [series.name for series in line] == ["little", "sham (control)"]
+    assert [len(series.x) for series in line] == [0, 3]
+
+
+def test_an_entry_without_a_metric_keeps_its_place(tmp_path: Path) -> None:
+    store = capture_store(tmp_path / "study", ARMS)
+    little, sham = store.plan
+    finish_capture(store, little, refused=["cosine"])
+    finish_capture(store, sham)
+    plot = titled(blocks(report_of(store), "Layer by layer", Plot), "Base against fine-tuned")
+    assert [len(series.x) for series in panels(plot)["cosine of the two residuals"].series] == [0, 3]
+
+
 def test_hotspots_are_tabled_and_layers_that_made_the_change_come_first(shown: Document, store: StudyStore) -> None:
     first = store.finished(next(iter(store.plan)).id)
     assert first is not None
-    shares, spots = layer_shares(first), hotspots(first, "direct_diff", 5)
+    by_layer, spots = layer_shares(first), hotspots(first, "direct_diff", 5)
     plot = titled(blocks(shown, "Hotspots", Plot), "Where the change was made")
-    assert dict(zip(plot.panels[0].series[0].x, plot.panels[0].series[0].y, strict=True)) == shares
+    assert dict(zip(plot.panels[0].series[0].x, plot.panels[0].series[0].y, strict=True)) == by_layer
     leading = titled(blocks(shown, "Hotspots", Table), "Layers that changed most")
-    best = max(shares, key=lambda layer: shares[layer])
-    assert leading.rows[0] == ("little", best, shares[best])
+    best = max(by_layer, key=lambda layer: by_layer[layer])
+    assert leading.rows[0] == ("little", best, by_layer[best])
     table = titled(blocks(shown, "Hotspots", Table), "Largest changes")
     assert [row[1:4] for row in table.rows[:5]] == [(s.value, s.layer, s.position) for s in spots]
+    assert [row[-1] for row in table.rows[:5]] == [
+        "".join(f"word{i}" for i in range(len(TOKENS[s.prompt]))) for s in spots
+    ]
     assert [row[0] for row in table.rows] == ["little"] * 5 + ["sham (control)"] * 5
 
 

@@ -11,12 +11,9 @@ import pyarrow as pa
 
 from nullarm.protocols.residual.capture.whole_layer import trajectory
 from nullarm.protocols.residual.runs import Passes
-from nullarm.protocols.residual.tables import LAYERS, METRICS
+from nullarm.protocols.residual.tables import DIVERGENCES, LAYERS, METRICS, SHARES
 
 GROUP = ["prompt", "variant", "kind", "record", "layer"]
-
-DIVERGENCES = ("js", "kl_div", "relative_diff", "direct_diff")
-"""Metrics of the primary comparison that are judged, as a mean over layers and, with `_final`, at the last one."""
 
 
 def prompt_means(scalars: pa.Table) -> pa.Table:
@@ -40,7 +37,7 @@ def items_table(means: pa.Table, passes: Passes) -> pa.Table:
         columns[name], columns[f"{name}_final"] = _mean_and_final(pair, name)
     columns["loss_gain"] = -_mean_and_final(pair, "loss_diff")[1]
     factorial = _of(frame, "factorial", "factorial")
-    for name in ("embedding_share", "body_share", "interaction_share"):
+    for name in SHARES:
         columns[name] = _mean_and_final(factorial, name)[0]
     keys = list(index.itertuples(index=False, name=None))
     return pa.table(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +19,11 @@ from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
 
 COLUMNS = (
-    "timestamp", "entry", "status", "reason", "prompt_count", "prompt_variants", "multi_pass", "json_path", "log_path",
-    "sha256",
+    "timestamp", "entry", "seed", "replicate", "status", "reason", "prompt_count", "prompt_variants", "multi_pass",
+    "json_path", "log_path", "sha256",
 )  # fmt: skip
-"""`timestamp`: when the capture began, or when it failed (UTC). `status`: `success`; `missing-json`, the file is not
+"""`timestamp`: when the capture began, or when it failed (UTC). `entry`: the arm, as `--entries` takes it;
+`replicate` is empty where there is none. `status`: `success`; `missing-json`, the file is not
 there; `failed`; `download-failed`, when a model of the hub could not be had; `pending`, not at its end yet. Paths are
 relative to the study directory. `sha256` is the JSON file's."""
 
@@ -47,20 +47,20 @@ def write_manifest(store: StudyStore, files: Mapping[str, Path]) -> Path:
     writer.writeheader()
     cells = [cell for cell in store.plan if cell.stage == STAGE]
     entries = {entry.id: entry for entry in store.journal.entries()}
-    shared = Counter(cell.arm for cell in cells)
     for cell in cells:
-        named = cell.label if shared[cell.arm] > 1 else str(cell.arm)
-        writer.writerow({**_asked(store, cell, named), **_found(store, cell, entries[cell.id], files.get(cell.id))})
+        writer.writerow({**_asked(store, cell), **_found(store, cell, entries[cell.id], files.get(cell.id))})
     path = store.paths.output / "manifest.csv"
     make_directory(path.parent)
     write_bytes(path, text.getvalue().encode())
     return path
 
 
-def _asked(store: StudyStore, cell: Cell, entry: str) -> dict[str, str]:
+def _asked(store: StudyStore, cell: Cell) -> dict[str, str]:
     log = store.paths.cell(cell.id).log
     return {
-        "entry": entry,
+        "entry": str(cell.arm),
+        "seed": str(cell.seed),
+        "replicate": "" if cell.replicate is None else str(cell.replicate),
         "prompt_count": str(len(cell.settings["prompts"])),
         "prompt_variants": ";".join(cell.parameters["prompt_variants"]),
         "multi_pass": str(cell.parameters["multi_pass"]["enabled"]).lower(),

@@ -44,7 +44,8 @@ def sources(path: Path) -> Iterator[tuple[str, Iterator[Record]]]:
     elif (cell := finished(CellPaths(path))) and CAPTURE in cell.record.artefacts:
         yield str(path), records_of(cell)
     else:
-        raise UsageError(f"{path} holds no residual comparison", valid=VALID)
+        problem = "holds no residual comparison" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {problem}", valid=VALID)
 
 
 def _captures(root: Path) -> Iterator[tuple[str, Iterator[Record]]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from nullarm.errors import UsageError
+from nullarm.errors import UsageError, nearest
 from nullarm.protocols.residual.export.grids import (
     Grid,
     Source,
@@ -19,6 +19,7 @@ from nullarm.protocols.residual.export.grids import (
 )
 from nullarm.protocols.residual.export.schema import Record
 from nullarm.protocols.residual.export.sources import sources
+from nullarm.protocols.residual.runs import SIDES
 
 Axis = Literal["layer", "token"]
 RecordType = Literal["pairwise", "runs"]
@@ -41,6 +42,7 @@ class Request:
         metrics: Metrics; `kl_div`, of runs `entropy`, when there are none and no tokens.
         axis: Along layers, or along token positions.
         record_type: Comparisons, or the runs of multi-pass records.
+        records: Names of comparisons or runs; all of them when there are none.
         top_n: Hotspots of each summary.
         token_ids: Tracked tokens whose logits in the comparisons are summarised too.
         logit_source: Whose logits; `diff` is fine-tuned − base.
@@ -49,12 +51,14 @@ class Request:
     metrics: tuple[str, ...] = ()
     axis: Axis = "layer"
     record_type: RecordType = "pairwise"
+    records: tuple[str, ...] = ()
     top_n: int = 5
     token_ids: tuple[int, ...] = ()
     logit_source: Source = "diff"
 
     def grids(self, record: Record) -> Iterator[Grid]:
-        """The grids that are asked for, of one record."""
+        """The grids that are asked for, of one record: the base model against the fine-tuned one first."""
+        record = _primary_first(record)
         for metric in self.metrics or (DEFAULT_METRIC[self.record_type],):
             build = build_residual_grid if self.record_type == "pairwise" else build_run_grid
             yield from build([record], metric)
@@ -112,24 +116,48 @@ def summarise(inputs: Iterable[Path], request: Request) -> list[Summary]:
     """Summaries by input, variant, comparison or run, and metric. One record is in memory at a time.
 
     Raises:
-        UsageError: An input is none, a metric or token is unknown, or nothing of the record type is there.
+        UsageError: An input is none, a metric, record or token is unknown, or nothing of the record type is there.
         FormatError: A file is of neither schema.
         IntegrityError: An artefact is not what its hash says.
     """
     if request.record_type == "runs" and request.token_ids:
         raise UsageError("logits of tracked tokens are summarised for comparisons", valid="--record-type pairwise")
     found: dict[tuple[str, str, str, str], Summary] = {}
+    names: dict[str, None] = {}
     for path in inputs:
         for name, records in sources(path):
             for grid in (grid for record in records for grid in request.grids(record)):
+                names[grid.record] = None
+                if request.records and grid.record not in request.records:
+                    continue
                 key = (name, grid.variant, grid.record, grid.metric)
                 summary = found.setdefault(key, Summary(*key, request.axis, request.top_n))
                 summary.add(grid)
-    if not found:
+    _require_records(request, names)
+    return list(found.values())
+
+
+def _require_records(request: Request, names: Collection[str]) -> None:
+    if not names:
         raise UsageError(
             f"the inputs hold no records of type {request.record_type!r}", valid="`runs` needs a multi-pass capture"
         )
-    return list(found.values())
+    if unknown := next((name for name in request.records if name not in names), None):
+        what = "comparison" if request.record_type == "pairwise" else "run"
+        raise UsageError(f"the inputs hold no {what} {unknown!r}{nearest(unknown, names)}", valid=names)
+
+
+def _primary_first(record: Record) -> Record:
+    """The record with the comparison of both models, each with its own parts, before those that exchange some."""
+    if "pairwise" not in record:
+        return record
+    parts = ("model", "embedding_source", "unembedding_source")
+    sources_of = {run.get("name"): {run.get(part) for part in parts} for run in record["runs"]}
+
+    def exchanges(pair: Record) -> bool:
+        return [sources_of.get(pair.get(f"{side}_run")) for side in SIDES] != [{side} for side in SIDES]
+
+    return {**record, "pairwise": sorted(record["pairwise"], key=exchanges)}
 
 
 def _hottest(grid: Grid, top_n: int) -> Iterator[tuple[float, Row]]:

@@ -66,8 +66,10 @@ def _parquet(rows: list[Row]) -> bytes:
 def _summary_lines(summary: Summary) -> Iterator[str]:
     yield visible(f"{summary.input} · {summary.variant} · {summary.record} · {summary.metric}")
     rows = list(summary.rows())
-    along = ("layer",) if summary.axis == "layer" else ("position", "token")
-    yield from _table([row for row in rows if row["kind"] == "summary"], (*along, "count", "mean", "max"))
+    lines = [row for row in rows if row["kind"] == "summary"]
+    shared = any(row["token"] is not None for row in lines)  # else prompts differ in what stands anywhere
+    along = ("layer",) if summary.axis == "layer" else ("position", "token") if shared else ("position",)
+    yield from _table(lines, (*along, "count", "mean", "max"))
     hotspots = [row for row in rows if row["kind"] == "hotspot"]
     if hotspots:
         yield "  hotspots"

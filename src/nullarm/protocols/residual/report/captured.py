@@ -75,6 +75,16 @@ class Captured:
         return dict(zip(table["id"].to_pylist(), table["token"].to_pylist(), strict=True))
 
     @cached_property
+    def texts(self) -> Mapping[str, str]:
+        """Decoded text of the tokens that the prompts are made of, by the vocabulary's own string."""
+        return {
+            token: self.vocabulary.get(i, token)
+            for batch in self.batches(PROMPTS_NAME, ["ids", "tokens"])
+            for row in batch.to_pylist()
+            for i, token in zip(row["ids"], row["tokens"], strict=True)
+        }
+
+    @cached_property
     def _trajectories(self) -> Mapping[tuple[str, str, str], Trajectory | None]:
         found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for row in self.finished.table(LAYERS_NAME).to_pylist():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from nullarm.protocols.residual.report.entries import Entry
 from nullarm.protocols.residual.report.hotspots import Hotspot, largest, shares
 from nullarm.protocols.residual.report.layers import LAYER
-from nullarm.protocols.residual.report.maps import token_label
+from nullarm.protocols.residual.report.maps import prompt_line, token_label
 from nullarm.report import Axis, Block, Plot, PlotPanel, Series, Table, Value
 
 METRICS = {
@@ -22,15 +22,15 @@ LEADING = 3
 def hottest(entries: Sequence[Entry]) -> Iterator[Block]:
     """Which layers made the change, then the single places."""
     found = {entry: shares(entry.captured) for entry in entries}
-    changed = {entry: by_layer for entry, by_layer in found.items() if by_layer}
-    if changed:
-        yield _plot(changed)
-        yield _leading(changed)
+    if any(found.values()):
+        yield _plot(found)
+        yield _leading(found)
     for metric, title in METRICS.items():
         yield from _places(entries, metric, title)
 
 
 def _plot(changed: dict[Entry, dict[int, float]]) -> Plot:
+    """Every entry, also one without a line, so that each has the colour it has in the other charts."""
     series = tuple(
         Series(name=e.name, x=list(s), y=list(s.values()), cells=(e.cells,), style="line+points")
         for e, s in changed.items()
@@ -61,7 +61,7 @@ def _places(entries: Sequence[Entry], metric: str, title: str) -> Iterator[Table
     if found:
         yield Table(
             title=title,
-            columns=("entry", metric, "layer", "position", "token", "prompt", "variant"),
+            columns=("entry", metric, "layer", "position", "token", "prompt", "variant", "text"),
             rows=tuple(_row(entry, spot) for entry, spot in found),
             cells=tuple(entry.cells for entry, _ in found),
             caption=f"The {TOP} largest values of {metric} of each entry, over all prompts and variants; 0 is none.",
@@ -69,6 +69,7 @@ def _places(entries: Sequence[Entry], metric: str, title: str) -> Iterator[Table
 
 
 def _row(entry: Entry, spot: Hotspot) -> tuple[Value, ...]:
+    text = prompt_line(entry.captured.tokens(spot.prompt, spot.variant))
     return (
-        entry.name, spot.value, spot.layer, spot.position, token_label(spot.token), spot.prompt, spot.variant,
+        entry.name, spot.value, spot.layer, spot.position, token_label(spot.token), spot.prompt, spot.variant, text,
     )  # fmt: skip

@@ -39,7 +39,7 @@ def trajectories(entries: Sequence[Entry]) -> Iterator[Block]:
     panels = [
         PlotPanel(title, series, Axis(unit))
         for metric, (title, unit) in BETWEEN.items()
-        if (series := _known(_line(e.name, e, "pair", e.captured.passes.primary.name, metric) for e in entries))
+        if (series := _arms(entries, metric))
     ]
     if panels:
         only = f": {entries[0].name}" if len(entries) == 1 else ""
@@ -93,6 +93,12 @@ def _line(name: str, entry: Entry, kind: str, record: str, metric: str) -> Serie
         name=name, x=found.layers, y=found.values, y_interval=found.intervals, interval_style="band",
         cells=(entry.cells,), style="line+points" if len(found.layers) <= 16 else "line",
     )  # fmt: skip
+
+
+def _arms(entries: Sequence[Entry], metric: str) -> tuple[Series, ...]:
+    """A series per entry, empty where it has none: an entry has one colour in all charts. Nothing if all are empty."""
+    lines = {e.name: _line(e.name, e, "pair", e.captured.passes.primary.name, metric) for e in entries}
+    return tuple(line or Series(name=name, x=(), y=()) for name, line in lines.items()) if any(lines.values()) else ()
 
 
 def _known(found: Iterable[Series | None]) -> tuple[Series, ...]:

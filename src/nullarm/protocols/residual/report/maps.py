@@ -28,6 +28,8 @@ MOST_VALUES = 48_000
 """Values in all maps of a page, at some 400 bytes each with what hovering shows."""
 SHIFTED = 5
 """Tokens that hovering shows, of those that moved most in either direction."""
+CHARACTERS = 72
+"""Of a prompt's text, in a caption or a table."""
 Place = tuple[int, int]
 """Layer and position."""
 
@@ -61,6 +63,17 @@ def token_label(text: str) -> str:
     return shown if shown.strip() else "␣" * len(shown)
 
 
+def prompt_line(tokens: Sequence[str]) -> str:
+    """A prompt on one line, its end left out when it is long."""
+    line = " ".join("".join(tokens).split())
+    return line if len(line) <= CHARACTERS else f"{line[: CHARACTERS - 1]}…"
+
+
+def prompt_label(prompt: int, tokens: Sequence[str]) -> str:
+    """A sentence that says which prompt has this number."""
+    return f"Prompt {prompt}: “{prompt_line(tokens)}”."
+
+
 def _figures(group: Group, windows: Sequence[Window]) -> Iterator[Heatmap]:
     parts = [(entry, window, _Map(entry, window)) for window in windows for entry in group]
     for metric, (label, meaning) in METRICS.items():
@@ -77,7 +90,9 @@ def _figures(group: Group, windows: Sequence[Window]) -> Iterator[Heatmap]:
 
 
 def _shown(captured: Captured, windows: Sequence[Window]) -> str:
-    sentences = [f"Prompt {windows[-1].prompt} has the largest divergence at a single place."]
+    shown = dict.fromkeys(window.prompt for window in windows)
+    sentences = [prompt_label(prompt, captured.tokens(prompt, captured.variant)) for prompt in shown]
+    sentences.append(f"Prompt {windows[-1].prompt} has the largest divergence at a single place.")
     if captured.variant != "identity":
         sentences.append(f"Prompts are shown under variant {captured.variant}.")
     if any(window.last - window.first + 1 == POSITIONS for window in windows):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from nullarm.errors import StudyError
+from nullarm.errors import StudyError, nearest
 from nullarm.protocols.residual.parameters import MultiPass, Swap
 from nullarm.study.spec import Name, Strict
 from nullarm.study.strict_yaml import Document
@@ -17,6 +18,8 @@ from nullarm.study.validate import validated
 BLOCK = "residual_compare"
 CONTROL = "same_model"
 """Arm in which a model is compared with itself."""
+PREFIX = "RESIDUAL_"
+"""Of the names of environment variables that are read."""
 VARIABLES = {
     "RESIDUAL_BASE_MODEL": "base_model",
     "RESIDUAL_SFT_MODEL": "sft_model",
@@ -30,6 +33,12 @@ VARIABLES = {
 """Environment variables, and the keys of the block that they replace. An empty one is as good as none."""
 
 SourceDtype = Literal["auto", "fp32", "fp16", "bf16", "float32", "float16", "bfloat16"]
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return name
 
 
 class SweepEntry(Strict):
@@ -75,7 +84,7 @@ class CompareBlock(Strict):
     """Reference of the fine-tuned model."""
     tokenizer: str | None = None
     """Tokeniser of both sides; each model's own when left out."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_known_device)] = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: SourceDtype = "auto"
     """Of the weights; `auto` is the checkpoint's own."""
@@ -139,7 +148,7 @@ def read_block(document: Document, source: str, environment: Mapping[str, str]) 
     Raises:
         StudyError: A key is unknown or missing, or a value wrong; it is named with its line or its variable.
     """
-    given = {name: value for name in VARIABLES if (value := environment.get(name, "").strip())}
+    given = _variables(environment)
     laid_over = {VARIABLES[name]: _value(name, value) for name, value in given.items()}
     block = document.data[BLOCK]
     if isinstance(block, dict):
@@ -152,6 +161,16 @@ def read_block(document: Document, source: str, environment: Mapping[str, str]) 
     places = {key: f"{source}:{line}" for key, line in document.lines.items()}
     places |= {f"{BLOCK}.{VARIABLES[name]}": f"environment variable {name}" for name in given}
     return validated(CompareBlock, block, source, places, (BLOCK,))
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    given = {name: value.strip() for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
+    if unknown := next((name for name in given if name not in VARIABLES), None):
+        raise StudyError(
+            f"unknown environment variable {unknown}{nearest(unknown, VARIABLES)}",
+            valid=VARIABLES, next_command=f"unset {unknown}",
+        )  # fmt: skip
+    return given
 
 
 def _value(name: str, text: str) -> Any:

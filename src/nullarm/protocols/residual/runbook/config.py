@@ -14,6 +14,7 @@ from nullarm.models.reference import parse
 from nullarm.protocols.residual.runbook.block import BLOCK, CONTROL, CompareBlock, SweepEntry, read_block
 from nullarm.protocols.translation import Translation, name_from
 from nullarm.sites.provenance import gpus
+from nullarm.study.load import dev_mode
 from nullarm.study.spec import FORMAT
 from nullarm.study.strict_yaml import parse_file
 
@@ -48,7 +49,8 @@ def translate(path: Path, environment: Mapping[str, str] | None = None) -> Trans
 
     Args:
         path: The file.
-        environment: Where the `RESIDUAL_*` variables are looked up; the process environment when left out.
+        environment: Where the `RESIDUAL_*` variables and `DEV_MODE` are looked up; the process environment when left
+            out.
 
     Raises:
         StudyError: The file cannot be read, or a key of the block, or a variable, is wrong.
@@ -57,7 +59,8 @@ def translate(path: Path, environment: Mapping[str, str] | None = None) -> Trans
     document = parse_file(path)
     if not is_compare_config(document.data):
         raise StudyError(f"{path} has no block {BLOCK}", valid=f"a mapping with {BLOCK}")
-    block = read_block(document, str(path), os.environ if environment is None else environment)
+    environment = os.environ if environment is None else environment
+    block = read_block(document, str(path), environment)
     entries = _entries(block)
     single = "" if block.model_sweep else f"-{entries[0].name}"
     study: dict[str, Any] = {
@@ -73,7 +76,7 @@ def translate(path: Path, environment: Mapping[str, str] | None = None) -> Trans
         "profiles": {"quick": _quick(block)},
     }
     study["factors"]["pair"] |= {entry.name: {} for entry in entries}
-    return Translation(study, _not_carried(document.data, block, entries))
+    return Translation(study, _not_carried(document.data, block, entries, development=dev_mode(environment)))
 
 
 def _entries(block: CompareBlock) -> tuple[SweepEntry, ...]:
@@ -182,7 +185,9 @@ def _resources(device: str) -> dict[str, Any]:
     return {"gpus": 1, "device": "h200"} if device.startswith("cuda") else {"gpus": 0}
 
 
-def _not_carried(data: Mapping[str, Any], block: CompareBlock, entries: tuple[SweepEntry, ...]) -> dict[str, str]:
+def _not_carried(
+    data: Mapping[str, Any], block: CompareBlock, entries: tuple[SweepEntry, ...], *, development: bool
+) -> dict[str, str]:
     inside = {f"local_run.{key}": NOT_CARRIED[f"local_run.{key}"] for key in sorted(block.local_run.model_fields_set)}
     if any(entry.estimated_vram_gb is not None for entry in block.model_sweep):
         inside["model_sweep.estimated_vram_gb"] = NOT_CARRIED["model_sweep.estimated_vram_gb"]
@@ -196,7 +201,9 @@ def _not_carried(data: Mapping[str, Any], block: CompareBlock, entries: tuple[Sw
         inside["model_sweep"] = "RESIDUAL_BASE_MODEL and RESIDUAL_SFT_MODEL name one pair"
     if block.multi_pass.enabled and block.embedding_variants:
         inside["embedding_variants"] = "multi_pass names the runs: add what they exchange to multi_pass.runs"
-    if block.prompts and block.prompt_file:
+    if block.prompts and block.prompt_file and development:
+        inside["prompt_file"] = "read in production only (without DEV_MODE); prompts otherwise"
+    elif block.prompts and block.prompt_file:
         inside["prompts"] = "read in development only (DEV_MODE, profile quick); prompt_file otherwise"
     if "auto" in [entry.dtype or block.dtype for entry in entries]:
         inside["dtype"] = (
