@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -119,7 +120,7 @@ def _measure(context: CellContext, capture: Capture, reading: Reading, shards: S
         group = left[start : start + size]
         for index, streams in zip(group, capture.streams([batches[i] for i in group]), strict=True):
             if asked["keep_residuals"]:
-                _keep(context, index, streams)
+                _keep(_kept(context, shards, index), streams)
             shards.commit(index, _tables(capture, batches[index], streams, chosen))
             context.progress(len(batches) - len(left) + start + group.index(index) + 1, len(batches), "batches")
 
@@ -144,13 +145,17 @@ def _tables(
     }
 
 
-def _keep(context: CellContext, index: int, streams: Streams) -> None:
-    directory = context.writer.paths.scratch / RESIDUALS
-    directory.mkdir(exist_ok=True)
+def _kept(context: CellContext, shards: Shards, index: int) -> Path:
+    """Where the residuals of a batch wait until the cell is finished."""
+    return context.writer.paths.scratch / RESIDUALS / f"batch-{shards.names[index]}.safetensors"
+
+
+def _keep(path: Path, streams: Streams) -> None:
+    path.parent.mkdir(exist_ok=True)
     tensors = {f"{f.embedding}_embedding.{f.body}_body": t.contiguous() for f, t in streams.items() if f.onto is None}
-    partial = directory / f".tmp-{index:05d}"
+    partial = path.with_name(f".tmp-{path.name}")
     safetensors.torch.save_file(tensors, partial)
-    partial.replace(directory / f"batch-{index:05d}.safetensors")
+    partial.replace(path)
 
 
 def _finish(
@@ -165,7 +170,8 @@ def _finish(
     write_prompts(writer, reading)
     write_vocabulary(writer, models.base.tokenizer, reading.shared.left_ids.tolist())
     if cell.parameters["keep_residuals"]:
-        writer.directory_artefact(RESIDUALS, lambda path: _move(writer.paths.scratch / RESIDUALS, path))
+        kept = [_kept(context, shards, index) for index in range(len(reading.batches))]
+        writer.directory_artefact(RESIDUALS, lambda directory: _link(kept, directory))
     if cell.inputs["base"] == cell.inputs["sft"] and cell.parameters["sft_weights"] == "trained":
         itself = {**itself, **largest_divergence(shards)}
     reason = verdict_on_itself(itself, cell.parameters["null_epsilon"])
@@ -174,9 +180,10 @@ def _finish(
     return CellResult({"prompts": len(items), **metrics}, outcome="ok" if reason is None else "invalid", reason=reason)
 
 
-def _move(source: Path, target: Path) -> None:
-    for path in sorted(source.glob("batch-*.safetensors")):
-        path.rename(target / path.name)
+def _link(files: Sequence[Path], directory: Path) -> None:
+    """Into the artefact without a copy, and still in scratch should this attempt be killed before its record."""
+    for path in files:
+        os.link(path, directory / path.name)
 
 
 def _description(

@@ -28,25 +28,28 @@ class Shards:
     Args:
         writer: Of the cell.
         batches: All batches.
+
+    Attributes:
+        names: Of the shards, by number of the batch.
     """
 
     def __init__(self, writer: CellWriter, batches: Sequence[Sequence[Row]]) -> None:
         self._writer = writer
         self.batches = batches
-        self._names = [f"{i:05d}-{_fingerprint(batch)}" for i, batch in enumerate(batches)]
+        self.names = [f"{i:05d}-{_fingerprint(batch)}" for i, batch in enumerate(batches)]
 
     def open(self) -> list[int]:
         """Numbers of the batches whose shard is not there, or not whole."""
-        return [i for i, name in enumerate(self._names) if not all(self._has(part, name) for part in PARTS)]
+        return [i for i, name in enumerate(self.names) if not all(self._has(part, name) for part in PARTS)]
 
     def commit(self, index: int, tables: Mapping[str, pa.Table]) -> None:
         """Write the shard of a batch; what a killed attempt has left of it stays as it is."""
         for part in PARTS:
-            self._writer.table_chunk(f"{part}-{self._names[index]}", partial(tables.__getitem__, part))
+            self._writer.table_chunk(f"{part}-{self.names[index]}", partial(tables.__getitem__, part))
 
     def tables(self, part: str) -> Iterator[pa.Table]:
         """One table of every shard, in the order of the batches; one is in memory at a time."""
-        for index, name in enumerate(self._names):
+        for index, name in enumerate(self.names):
             yield self._writer.table_chunk(f"{part}-{name}", partial(_missing, index))
 
     def _has(self, part: str, name: str) -> bool:
