@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import psutil
 import yaml
 from kill9 import Campaign, artefact_faults, faults_of, workers_of
 
 from nullarm.store.study_store import StudyStore
 from support.pairs import captured, residual_study, save_model, scale_block
-from support.processes import eventually
+from support.processes import PATIENCE_S, eventually
 
-BATCHES = 8
-"""Of a capture; a shard is four chunks."""
+BATCHES = 120
+"""Of a capture; a shard is four chunks. Many, so that the kill comes before the end on a quick machine too."""
 
 
 def test_killed_in_mid_capture_and_resumed_the_tables_are_identical(tmp_path: Path) -> None:
@@ -25,12 +26,14 @@ def test_killed_in_mid_capture_and_resumed_the_tables_are_identical(tmp_path: Pa
     campaign = Campaign(str(file), tmp_path, at_once=1)
     undisturbed = campaign.undisturbed()
     root = tmp_path / "killed"
-    for shards in (1, 4, 7):
+    for shards in (1, 20, 40):
         with campaign.start(root) as process:
+            workers = eventually(partial(living_workers, root), "a worker")
             eventually(partial(reached, root, shards), f"shard {shards}")
-            for worker in workers_of(root):
+            for worker in workers:
                 worker.kill()
             process.kill()
+            psutil.wait_procs(workers, timeout=PATIENCE_S)  # so that the next round does not take them for its own
     assert chunks(root) < 4 * BATCHES + 2, "not in mid-capture"
     with campaign.start(root) as process:
         assert process.wait() == 0
@@ -52,6 +55,11 @@ def test_an_artefact_that_differs_is_found(tmp_path: Path) -> None:
 def chunks(root: Path) -> int:
     """Chunks on disk; one capture runs at a time."""
     return len(list(root.glob("cells/*/chunks/[!.]*")))
+
+
+def living_workers(root: Path) -> list[psutil.Process] | None:
+    """Workers of the study directory, or None while there are none: looked up before the kill, which must be quick."""
+    return list(workers_of(root)) or None
 
 
 def reached(root: Path, shards: int) -> bool:
