@@ -70,7 +70,7 @@ def pair_memory(pair: Pair, parameters: ResidualParameters) -> MemoryNeed:
     Raises:
         ModelError: A model's configuration is not at hand or not of a known family.
     """
-    width = BYTES[pair.dtype or parameters.dtype]
+    width = BYTES[parameters.dtype_of(pair)]
     models = [(shape_facts(ref), parameter_count(ref)) for ref in _loaded(pair)]
     batch = width * parameters.batch_tokens
     stream = batch * max((facts.layers + 1) * facts.hidden_size for facts, _ in models)

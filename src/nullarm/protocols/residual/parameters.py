@@ -256,6 +256,10 @@ class ResidualParameters(Strict):
             raise ValueError("embedding_variants need names of their own")
         return self
 
+    def dtype_of(self, pair: Pair) -> Dtype:
+        """Of a pair's weights: its own, or the study's."""
+        return pair.dtype or self.dtype
+
     def passes(self) -> Passes:
         """The runs and comparisons of a capture."""
         return passes_of(self.multi_pass, self.embedding_variants)

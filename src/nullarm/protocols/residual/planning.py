@@ -11,7 +11,7 @@ from nullarm.errors import ModelError, StudyError, nearest
 from nullarm.models.anatomy import SUPPORTED, unknown_architecture
 from nullarm.models.facts import architecture, parameter_count, shape_facts
 from nullarm.models.reference import content_id
-from nullarm.protocols.residual.memory import pair_memory
+from nullarm.protocols.residual.memory import BYTES, pair_memory
 from nullarm.protocols.residual.parameters import LEFT_OUT, Pair, ResidualParameters
 from nullarm.protocols.residual.reading.prompt_file import read_prompts
 from nullarm.protocols.residual.reading.variants import bind
@@ -110,7 +110,7 @@ class _Planner:
         return {**kept, **self._weights(pair)}
 
     def _weights(self, pair: Pair) -> dict[str, Any]:
-        return {"dtype": pair.dtype or self.parameters.dtype, "sft_weights": pair.sft_weights}
+        return {"dtype": self.parameters.dtype_of(pair), "sft_weights": pair.sft_weights}
 
     def _lenses(self, pair: Pair, seed: int) -> dict[str, Cell]:
         """The translators of both models; a noisy model is read through the base's."""
@@ -121,7 +121,7 @@ class _Planner:
                 protocol=self.study.protocol,
                 version=self.version,
                 stage=TUNE_LENS,
-                parameters={**kept, "dtype": pair.dtype or self.parameters.dtype},
+                parameters={**kept, "dtype": self.parameters.dtype_of(pair)},
                 seed=seed,
                 slice=None,
                 inputs={"model": content_id(ref, adapter=True), "prompts": self._prompts_id, **self._tokenizer(pair)},
@@ -221,9 +221,8 @@ class _Planner:
         flops = 2 * size * forwards + 2 * facts.layers * facts.vocabulary_size * facts.hidden_size * len(passes.runs)
         records = len(passes.runs) + len(passes.comparisons)
         rows = tokens * (facts.layers + 1) * records
-        bytes_per_weight = 4 if (pair.dtype or self.parameters.dtype) == "float32" else 2
         return Estimate(
-            seconds=2 * size * bytes_per_weight / LOAD_BYTES_PER_S
+            seconds=2 * size * BYTES[self.parameters.dtype_of(pair)] / LOAD_BYTES_PER_S
             + tokens * flops / find_device(self.study.resources.device).flops_per_s,
             disk_bytes=int(rows * (BYTES_PER_ROW + 8 * self.parameters.top_k)),
             memory_bytes=memory,

@@ -6,10 +6,10 @@ of runs; every difference is right − left, fine-tuned − base when the left r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 Side = Literal["base", "sft"]
 """Which of the two models."""
@@ -75,14 +75,25 @@ class Passes:
         """The distinct (body, embedding) passes, in the order of the runs."""
         return tuple(dict.fromkeys(run.forward for run in self.runs))
 
+    @classmethod
+    def from_json(cls, capture: Mapping[str, Any]) -> Passes:
+        """Those of a finished capture, as it describes itself (`tables.CAPTURE`)."""
+        return cls(
+            tuple(Run(**run) for run in capture["runs"]),
+            tuple(Comparison(**comparison) for comparison in capture["comparisons"]),
+            capture["multi_pass"],
+        )
+
+    @property
+    def own(self) -> Comparison | None:
+        """The comparison of the base model with the fine-tuned one, each with its own parts."""
+        own = {run.name: run.body for run in self.runs if run.body == run.embedding == run.unembedding}
+        return next((c for c in self.comparisons if (own.get(c.left), own.get(c.right)) == SIDES), None)
+
     @property
     def primary(self) -> Comparison:
-        """The comparison of the base model with the fine-tuned one, each with its own parts, or the first there is."""
-        own = {run.name: run.body for run in self.runs if run.body == run.embedding == run.unembedding}
-        return next(
-            (c for c in self.comparisons if own.get(c.left) == "base" and own.get(c.right) == "sft"),
-            self.comparisons[0],
-        )
+        """The models' own comparison, or the first there is."""
+        return self.own or self.comparisons[0]
 
     @property
     def factorial(self) -> tuple[str, str, str, str] | None:

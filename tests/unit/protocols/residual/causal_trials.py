@@ -129,7 +129,7 @@ def finished_capture(
     pairs = [{"name": name, "left": left, "right": right} for name, (left, right) in found.items()]
     tensors = {name: tensor.contiguous() for name, tensor in directions.items()}
     with opened(root, cell) as context:
-        context.writer.json_artefact(CAPTURE, {"runs": runs, "comparisons": pairs})
+        context.writer.json_artefact(CAPTURE, {"runs": runs, "comparisons": pairs, "multi_pass": True})
         context.writer.directory_artefact(
             DIRECTIONS_NAME, lambda path: safetensors.torch.save_file(tensors, path / f"{DIRECTIONS_NAME}.safetensors")
         )

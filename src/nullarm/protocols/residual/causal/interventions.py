@@ -21,7 +21,7 @@ from nullarm.protocols.residual.reading.alignment import shared_vocabulary
 from nullarm.protocols.residual.reading.rows import refuse_too_long
 from nullarm.protocols.residual.reading.tokens import Encoded, read, reread
 from nullarm.protocols.residual.reading.tracked import first_token
-from nullarm.protocols.residual.runs import Side
+from nullarm.protocols.residual.runs import Passes, Side
 from nullarm.protocols.residual.tables import CAPTURE, DIRECTIONS_NAME
 from nullarm.store.record import FinishedCell
 from nullarm.study.plan import Cell
@@ -91,20 +91,14 @@ def mean_difference(capture: FinishedCell) -> Tensor:
     """
     from safetensors.torch import load_file
 
-    known = capture.json(CAPTURE)
-    own = {run["name"]: run["body"] for run in known["runs"] if _own(run)}
-    names = [c["name"] for c in known["comparisons"] if (own.get(c["left"]), own.get(c["right"])) == ("base", "sft")]
+    own = Passes.from_json(capture.json(CAPTURE)).own
     directions: dict[str, Tensor] = load_file(capture.artefact(DIRECTIONS_NAME) / f"{DIRECTIONS_NAME}.safetensors")
-    if not names or names[0] not in directions:
+    if own is None or own.name not in directions:
         raise ModelError(
             "steering needs the mean difference between the models, each with its own embedding and unembedding",
             value=sorted(directions), valid="a capture that compares such runs of models of one width",
         )  # fmt: skip
-    return directions[names[0]].float()
-
-
-def _own(run: Mapping[str, str]) -> bool:
-    return run["body"] == run["embedding"] == run["unembedding"]
+    return directions[own.name].float()
 
 
 def _token(text: str, models: PairModels) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from nullarm.protocols.residual.runs import Comparison, Passes, Run
+from nullarm.protocols.residual.runs import Passes
 from nullarm.protocols.residual.tables import CAPTURE, LAYERS_NAME, PROMPTS_NAME, VOCABULARY_NAME
 from nullarm.store.record import FinishedCell
 
@@ -48,10 +48,7 @@ class Captured:
     @cached_property
     def passes(self) -> Passes:
         """Runs and comparisons."""
-        runs, comparisons = self.about["runs"], self.about["comparisons"]
-        return Passes(
-            tuple(Run(**run) for run in runs), tuple(Comparison(**c) for c in comparisons), self.about["multi_pass"]
-        )
+        return Passes.from_json(self.about)
 
     @cached_property
     def variant(self) -> str:
