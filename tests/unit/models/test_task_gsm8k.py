@@ -81,6 +81,11 @@ def test_the_prompt_and_completion_are_the_runbook_s(gsm8k: Gsm8k, world_model: 
     assert trained == " Add <<3+3=6>>.\n#### 6<|endoftext|>"
 
 
+def test_an_answer_is_read_out_of_its_completion(gsm8k: Gsm8k) -> None:
+    assert gsm8k.extract(gsm8k.completion("3 + 4 = 7\n#### 7")) == "7"
+    assert gsm8k.extract("I do not know") is None
+
+
 def test_published_sizes_are_known_without_the_data() -> None:
     task = Gsm8k()
     assert [task.count(split) for split in ("train", "dev", "test")] == [6973, 500, 1319]

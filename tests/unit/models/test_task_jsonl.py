@@ -135,6 +135,13 @@ def test_completions_are_generated_and_compared(jsonl: Write, world_model: tuple
     assert task.metrics(results)["accuracy"] == 0.75
 
 
+def test_an_answer_is_the_whole_text_without_the_space_around(jsonl: Write) -> None:
+    task = jsonl()
+    assert task.completion(" 3.") == " 3."
+    assert task.extract("\n 3.\n") == task.extract(" 3.") == "3."
+    assert task.extract(" \n") is None
+
+
 def test_choices_are_compared_by_likelihood(jsonl: Write, world_model: tuple[Any, Any]) -> None:
     rows = [{**row, "choices": [" 3.", " 4.", " 5."]} for row in plain(3)]
     task = jsonl(train=rows, dev=rows, test=rows)

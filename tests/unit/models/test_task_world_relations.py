@@ -95,6 +95,16 @@ def test_training_examples_teach_the_answer(world_model: tuple[Any, Any]) -> Non
     assert 0.5 < TASK.tokens_per_item / len(example.ids) < 2
 
 
+def test_every_answer_is_read_out_of_its_completion() -> None:
+    for item in (item for items in split_items().values() for item in items):
+        assert TASK.extract(TASK.completion(item.answer)) == TASK.extract(item.answer) == item.answer
+
+
+@pytest.mark.parametrize("text", ["", ".", "Anna or Bela.", "7. What is", "hammer.."])
+def test_more_than_one_word_is_no_answer(text: str) -> None:
+    assert TASK.extract(text) is None
+
+
 def test_content_follows_from_the_settings() -> None:
     assert TASK.content_id() == WorldRelations().content_id()
     assert len({t.content_id() for t in (TASK, WorldRelations(seed=1), WorldRelations(test_items=9))}) == 3

@@ -143,6 +143,22 @@ class Task(ABC):
         """Metrics of a non-empty set of results; `primary` and `loss` are among them."""
 
 
+class AnsweredTask(Task):
+    """A task for a causal LM whose answers are read out of text, so that whoever runs the model can score it.
+
+    An item with choices can be asked by the likelihood of `completion(choice)` after its prompt; every item can be
+    asked by generation, and is right when `extract` finds in the text what it finds in the item's answer.
+    """
+
+    @abstractmethod
+    def completion(self, answer: str) -> str:
+        """The text that follows the prompt when this is the answer."""
+
+    @abstractmethod
+    def extract(self, text: str) -> str | None:
+        """The answer that a generated text gives, or None where it gives none; of `Item.answer`, what is wanted."""
+
+
 def accuracy_and_loss(results: Sequence[ItemResult]) -> dict[str, float]:
     """Share of correct items, and the mean of their losses.
 

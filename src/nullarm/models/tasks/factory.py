@@ -8,13 +8,22 @@ from typing import Any, get_type_hints
 
 from nullarm.errors import DatasetError, nearest
 from nullarm.models.tasks.base import Task
+from nullarm.models.tasks.c_eval import CEval
+from nullarm.models.tasks.conversations import Conversations
 from nullarm.models.tasks.glue import Glue
 from nullarm.models.tasks.gsm8k import Gsm8k
 from nullarm.models.tasks.jsonl import Jsonl
+from nullarm.models.tasks.mmlu_redux import MmluRedux
 from nullarm.models.tasks.planted import Planted
+from nullarm.models.tasks.science_questions import ArcChallenge, OpenBookQA
 from nullarm.models.tasks.world_relations import WorldRelations
 
-KINDS: Mapping[str, type[Task]] = {task.name: task for task in (Glue, Gsm8k, Jsonl, Planted, WorldRelations)}
+KINDS: Mapping[str, type[Task]] = {
+    task.name: task
+    for task in (
+        ArcChallenge, CEval, Conversations, Glue, Gsm8k, Jsonl, MmluRedux, OpenBookQA, Planted, WorldRelations,
+    )
+}  # fmt: skip
 """Every kind of task, by the name a study uses. To add one, write a `Task` and name it here."""
 
 

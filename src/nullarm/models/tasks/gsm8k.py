@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from nullarm.errors import DatasetError
 from nullarm.models.hashing import settings_hash
-from nullarm.models.tasks.base import Encoded, Item, ItemResult, Split, Task, accuracy_and_loss
+from nullarm.models.tasks.base import AnsweredTask, Encoded, Item, ItemResult, Split, accuracy_and_loss
 from nullarm.models.tasks.encoding import Limits, encode_example
 from nullarm.models.tasks.final_number import final_number
 from nullarm.models.tasks.rows import Row, Source, chosen, text_field
@@ -18,7 +18,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Gsm8k(Task):
+class Gsm8k(AnsweredTask):
     r"""Prompt `Question: {q}\nAnswer:`, completion ` {a}`; right when the final numbers agree.
 
     Dev is a random part of the published training split, which loses it; test is of the published test split.
@@ -77,16 +77,24 @@ class Gsm8k(Task):
 
     def encode_training(self, tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
         """Prompt masked; the worked answer and end of text trained."""
-        return [encode_example(tokenizer, item.prompt, completion(item.answer), self._limits) for item in items]
+        return [encode_example(tokenizer, item.prompt, self.completion(item.answer), self._limits) for item in items]
 
     def score(self, model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int) -> list[ItemResult]:
         """Greedy answers, compared by their final number."""
         from nullarm.models.tasks.scoring import score_generation
 
         return score_generation(
-            model, tokenizer, items, completion=completion, extract=final_number, max_new_tokens=self.max_new_tokens,
-            batch_size=batch_size, limits=self._limits,
+            model, tokenizer, items, completion=self.completion, extract=self.extract,
+            max_new_tokens=self.max_new_tokens, batch_size=batch_size, limits=self._limits,
         )  # fmt: skip
+
+    def completion(self, answer: str) -> str:
+        """The worked answer after a space."""
+        return f" {answer}"
+
+    def extract(self, text: str) -> str | None:
+        """The final number."""
+        return final_number(text)
 
     def metrics(self, results: Sequence[ItemResult]) -> dict[str, float]:
         """Accuracy and loss."""
@@ -99,11 +107,6 @@ class Gsm8k(Task):
     @property
     def _source(self) -> Source:
         return Source("openai/gsm8k", "main", self.revision, self.path)
-
-
-def completion(answer: str) -> str:
-    """What follows the prompt."""
-    return f" {answer}"
 
 
 def _item(row: Row, item_id: str) -> Item:

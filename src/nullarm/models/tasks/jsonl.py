@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 
 from nullarm.errors import DatasetError
 from nullarm.models.hashing import settings_hash
-from nullarm.models.tasks.base import Encoded, Item, ItemResult, Split, Task, accuracy_and_loss
+from nullarm.models.tasks.base import AnsweredTask, Encoded, Item, ItemResult, Split, accuracy_and_loss
 from nullarm.models.tasks.encoding import Limits, encode_example
 from nullarm.models.tasks.rows import Row, hash_of, read_jsonl, text_field
 
@@ -17,7 +17,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Jsonl(Task):
+class Jsonl(AnsweredTask):
     """Prompts with completions, scored by likelihood where there are choices, else by exact match.
 
     A line is `{"prompt": …, "completion": …}`, and may have `choices` (a list of texts with the completion in it;
@@ -83,18 +83,26 @@ class Jsonl(Task):
 
     def encode_training(self, tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
         """Prompt masked; completion and end of text trained."""
-        return [encode_example(tokenizer, item.prompt, item.answer, self._limits) for item in items]
+        return [encode_example(tokenizer, item.prompt, self.completion(item.answer), self._limits) for item in items]
 
     def score(self, model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int) -> list[ItemResult]:
         """Likelihood of the choices, or exact match of what is generated."""
         from nullarm.models.tasks.scoring import score_choices, score_generation
 
         if all(item.choices for item in items):
-            return score_choices(model, tokenizer, items, completion=str, batch_size=batch_size)
+            return score_choices(model, tokenizer, items, completion=self.completion, batch_size=batch_size)
         return score_generation(
-            model, tokenizer, items, completion=str, extract=str.strip, max_new_tokens=self.max_new_tokens,
-            batch_size=batch_size, limits=self._limits,
+            model, tokenizer, items, completion=self.completion, extract=self.extract,
+            max_new_tokens=self.max_new_tokens, batch_size=batch_size, limits=self._limits,
         )  # fmt: skip
+
+    def completion(self, answer: str) -> str:
+        """The answer as it is written in the file."""
+        return answer
+
+    def extract(self, text: str) -> str | None:
+        """The whole text without the white space around; None when that is nothing."""
+        return text.strip() or None
 
     def metrics(self, results: Sequence[ItemResult]) -> dict[str, float]:
         """Accuracy and loss."""

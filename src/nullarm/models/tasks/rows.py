@@ -38,9 +38,23 @@ class Source:
         Raises:
             DatasetError: The copy is missing or malformed, or the hub cannot be reached.
         """
+        return [row for _, row in self.placed(split)]
+
+    def placed(self, split: str, first: int | None = None) -> list[tuple[str, Row]]:
+        """Rows of a split in their order, each with its place: file and line, or data set, subset, split and number.
+
+        Args:
+            split: Name of the published split.
+            first: How many rows from its beginning; None for all.
+
+        Raises:
+            DatasetError: The copy is missing or malformed, or the hub cannot be reached.
+        """
         if self.path is not None:
-            return [row for _, row in read_jsonl(self._file(split))]
-        return _hub_rows(self, split)
+            file = self._file(split)
+            return [(f"{file}, line {number}", row) for number, row in read_jsonl(file)[:first]]
+        asked = split if first is None else f"{split}[:{first}]"
+        return [(f"{self.hub_id} {self.subset} {split}-{n}", row) for n, row in enumerate(_hub_rows(self, asked))]
 
     def content(self, splits: Sequence[str]) -> dict[str, str]:
         """What names the rows: hashes of the local files, or hub id and revision, which are believed."""
@@ -121,9 +135,18 @@ def chosen(split: Split, rows: int, *, seed: int, dev_items: int, test_items: in
         DatasetError: A part does not fit into its whole.
     """
     if split == "test":
-        return list(range(rows)) if test_items in (None, rows) else sorted(_sample(rows, int(test_items or 0), seed))
+        return random_part(rows, test_items, seed=seed)
     dev = _sample(rows, dev_items, seed)
     return [n for n in range(rows) if (n in dev) == (split == "dev")]
+
+
+def random_part(rows: int, wanted: int | None, *, seed: int) -> list[int]:
+    """A random part of the published rows, in their order; None wants them all.
+
+    Raises:
+        DatasetError: The part does not fit into its whole.
+    """
+    return list(range(rows)) if wanted in (None, rows) else sorted(_sample(rows, int(wanted or 0), seed))
 
 
 def _sample(rows: int, wanted: int, seed: int) -> set[int]:
@@ -133,7 +156,7 @@ def _sample(rows: int, wanted: int, seed: int) -> set[int]:
 
 
 def _hub_rows(source: Source, split: str) -> list[Row]:
-    copy = f"task.path: a directory with {split}.jsonl"
+    copy = f"task.path: a directory with {split.partition('[')[0]}.jsonl"
     try:
         from datasets import load_dataset
     except ImportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 from nullarm.errors import DatasetError
 from nullarm.models.hashing import settings_hash
-from nullarm.models.tasks.base import Encoded, Item, ItemResult, Split, Task, accuracy_and_loss
+from nullarm.models.tasks.base import AnsweredTask, Encoded, Item, ItemResult, Split, accuracy_and_loss
 from nullarm.models.tasks.encoding import encode_example
 from nullarm.models.tiny.recipe import WORLD
 from nullarm.models.tiny.world import Question, World, with_distractors
@@ -26,7 +27,7 @@ DEV_PEOPLE = 12
 
 
 @dataclass(frozen=True)
-class WorldRelations(Task):
+class WorldRelations(AnsweredTask):
     """The tool each person uses, the friend each has, and differences of numbers up to 19; multiple choice of four.
 
     Every relation is in the training split: it is knowledge to be taken in. Dev and test ask about different people,
@@ -73,13 +74,22 @@ class WorldRelations(Task):
 
     def encode_training(self, tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
         """Prompt masked, ` {answer}.` and end of text trained."""
-        return [encode_example(tokenizer, item.prompt, completion(item.answer)) for item in items]
+        return [encode_example(tokenizer, item.prompt, self.completion(item.answer)) for item in items]
 
     def score(self, model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int) -> list[ItemResult]:
         """Likelihood of the choices."""
         from nullarm.models.tasks.scoring import score_choices
 
-        return score_choices(model, tokenizer, items, completion=completion, batch_size=batch_size)
+        return score_choices(model, tokenizer, items, completion=self.completion, batch_size=batch_size)
+
+    def completion(self, answer: str) -> str:
+        """The answer in the form that the base was trained on."""
+        return f" {answer}."
+
+    def extract(self, text: str) -> str | None:
+        """The only word of a text, with or without a full stop after it."""
+        found = re.fullmatch(r"\s*(\w+)\.?\s*", text)
+        return found[1] if found else None
 
     def metrics(self, results: Sequence[ItemResult]) -> dict[str, float]:
         """Accuracy and loss."""
@@ -87,11 +97,6 @@ class WorldRelations(Task):
 
     def _wanted(self, split: Split) -> int:
         return self.dev_items if split == "dev" else self.test_items
-
-
-def completion(answer: str) -> str:
-    """What follows the prompt, in the form that the base was trained on."""
-    return f" {answer}."
 
 
 class _Relations:
