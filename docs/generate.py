@@ -19,7 +19,7 @@ The meaning of each exit code is in the [README](../../README.md#exit-codes)."""
 
 def cli_reference() -> str:
     """Every command with its usage, arguments and options, as Markdown."""
-    context = click.Context(cli, info_name="nullarm")
+    context = click.Context(cli, info_name="nullarm", **cli.context_settings)
     parts = [
         "# Commands",
         "<!-- Written by `make docs` from the code; edit the help texts there. -->",

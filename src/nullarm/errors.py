@@ -19,6 +19,7 @@
     ├── StorageError            13   the disk is full, read-only or gone
     ├── AdapterError            14   an adapter lacks tensors or contradicts its configuration
     ├── DatasetError            15   a dataset is empty, missing or malformed
+    ├── MessageError            16   a message between models is truncated, damaged or of another version
     ├── Preempted               75   asked to stop; requeue me
     └── Interrupted            130   Ctrl-C
 """
@@ -157,6 +158,12 @@ class DatasetError(NullarmError):
     """A dataset is empty, missing or malformed."""
 
     exit_code = 15
+
+
+class MessageError(NullarmError):
+    """A message between models is truncated, damaged or of another version, or holds what cannot be sent."""
+
+    exit_code = 16
 
 
 class Preempted(NullarmError):

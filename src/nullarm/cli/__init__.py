@@ -16,6 +16,7 @@ COMMANDS = {
     "audit": "Audit the singular spectra of a PEFT adapter.",
     "demo": "Run the built-in tiny study, from training to verdicts and report.",
     "init": "Write a study file to start from.",
+    "kv": "Run communication studies by their runbook's names, and draw budget curves.",
     "logs": "Print what a cell has printed.",
     "new": "Make an experiment file from the template.",
     "plan": "Show cells, power, time, disk and cost before anything runs.",
@@ -68,7 +69,8 @@ def cli(context: click.Context) -> None:
 
     Exit codes: 0 ok · 2 usage · 3 preflight · 4 cells failed · 5 invalid or contaminated · 6 inconclusive (with
     --require-verdict) · 7 budget or runtime limit · 8 integrity · 9 undertrained · 10 model · 11 another study's
-    directory · 12 newer format · 13 storage · 14 adapter · 15 dataset · 75 preempted · 130 interrupted.
+    directory · 12 newer format · 13 storage · 14 adapter · 15 dataset · 16 message ·
+    75 preempted · 130 interrupted.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nullarm.protocols.base import Protocol
 
 BUILT_IN = {
+    "kv_communication": "nullarm.protocols.kv_communication.protocol:KvCommunication",
     "rank_mechanism": "nullarm.protocols.rank_mechanism.protocol:RankMechanism",
     "rehearsal": "nullarm.protocols.rehearsal:Rehearsal",
     "residual": "nullarm.protocols.residual.protocol:Residual",

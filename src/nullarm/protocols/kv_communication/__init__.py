@@ -1,0 +1,1 @@
+"""Protocol `kv_communication`: how few bytes of KV cache can one model send another?"""

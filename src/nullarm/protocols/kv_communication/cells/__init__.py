@@ -1,0 +1,1 @@
+"""The work of each stage. Runs in a worker; imports torch."""

@@ -1,0 +1,1 @@
+"""From prompts to answers through a cache that other models have changed."""

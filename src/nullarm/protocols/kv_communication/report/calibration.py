@@ -1,0 +1,99 @@
+"""What quantisation does to the caches: errors of each stream, and what they cost the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nullarm.protocols.kv_communication.geometry import HALVES
+from nullarm.protocols.kv_communication.tables import SENSITIVITY, STATISTICS
+from nullarm.report import Block, Heatmap, HeatmapPanel, Table
+from nullarm.store.record import FinishedCell
+from nullarm.store.study_store import StudyStore
+
+CALIBRATE = "calibrate"
+MEANS = ("relative_error", "largest_error", "cosine", "bytes_per_token")
+
+Row = Mapping[str, Any]
+
+
+def calibration(store: StudyStore) -> Iterator[Block]:
+    """Of each fuser, at the first seed that is finished."""
+    for name, cell_id, finished in _calibrations(store):
+        statistics, sensitivities = _rows(finished, STATISTICS), _rows(finished, SENSITIVITY)
+        if statistics:
+            yield _means(name, cell_id, statistics)
+            yield _errors(name, cell_id, statistics)
+        for codec in dict.fromkeys(row["codec"] for row in sensitivities):
+            yield _damage(name, cell_id, codec, [row for row in sensitivities if row["codec"] == codec])
+
+
+def _calibrations(store: StudyStore) -> Iterator[tuple[str, str, FinishedCell]]:
+    shown: set[str] = set()
+    for cell in store.plan:
+        finished = store.finished(cell.id) if cell.stage == CALIBRATE else None
+        if finished and finished.record.outcome == "ok" and str(cell.slice) not in shown:
+            shown.add(str(cell.slice))
+            yield str(cell.slice), cell.id, finished
+
+
+def _rows(finished: FinishedCell, name: str) -> list[Row]:
+    if name not in finished.record.artefacts:
+        return []
+    rows: list[Row] = finished.table(name).to_pylist()
+    return rows
+
+
+def _means(name: str, cell_id: str, statistics: Sequence[Row]) -> Table:
+    groups = _by_codec(statistics)
+    return Table(
+        title=f"{name}: quantisation errors, mean over streams",
+        columns=("codec", "streams", "relative error", "largest error", "cosine", "bytes a token, all streams"),
+        rows=tuple((codec, len(rows), *_mean_values(rows)) for codec, rows in groups.items()),
+        cells=tuple((cell_id,) for _ in groups),
+        caption="Relative error: ‖x̂ − x‖ / ‖x‖ of a stream (keys or values of one layer). Largest error: relative to "
+        "the largest magnitude.",
+    )
+
+
+def _mean_values(rows: Sequence[Row]) -> tuple[float, ...]:
+    *means, size = (sum(row[name] for row in rows) for name in MEANS)
+    return (*(total / len(rows) for total in means), size)
+
+
+def _errors(name: str, cell_id: str, statistics: Sequence[Row]) -> Heatmap:
+    panels = tuple(
+        _panel(codec, cell_id, rows, "relative_error") for codec, rows in _by_codec(statistics).items()
+    )  # fmt: skip
+    return Heatmap(f"{name}: relative error by layer and half", "half", "layer", "relative error", panels, "log")
+
+
+def _damage(name: str, cell_id: str, codec: str, rows: Sequence[Row]) -> Heatmap:
+    widths = sorted({row["bits"] for row in rows})
+    panels = tuple(
+        _panel(f"{bits} bits", cell_id, [row for row in rows if row["bits"] == bits], "kl") for bits in widths
+    )
+    return Heatmap(
+        f"{name}: what {codec} in one stream alone costs the answer", "half", "layer", "KL, nats", panels, "log",
+        caption="Divergence of the answer's distribution from that with the cache as it is, mean over items.",
+    )  # fmt: skip
+
+
+def _panel(title: str, cell_id: str, rows: Iterable[Row], value: str) -> HeatmapPanel:
+    """Layers from the top down, the last one first."""
+    known = {(row["layer"], row["half"]): row[value] for row in rows}
+    layers = sorted({layer for layer, _ in known}, reverse=True)
+    return HeatmapPanel(
+        title=title,
+        x=HALVES,
+        y=tuple(str(layer) for layer in layers),
+        values=[[known.get((layer, half)) for half in HALVES] for layer in layers],
+        cells=(cell_id,),
+    )
+
+
+def _by_codec(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["codec"], []).append(row)
+    return groups

@@ -1,0 +1,1 @@
+"""The source's names: run tags, output tree, manifests, and one run of its own."""

@@ -1,0 +1,1 @@
+"""What is sent: which tokens, and how many bits each stream gets."""

@@ -1,0 +1,30 @@
+"""Columns of what the cells hand on. Floating point of 64 bits is a measurement that a study may judge."""
+
+from __future__ import annotations
+
+ITEMS = "items"
+"""Artefact of stage `evaluate`: one row per item, in the task's order. Columns:
+
+- `item` string, unique over all tasks; `cluster` string or null; `dataset` string;
+- `accuracy` float64, 1.0 or 0.0, an error counts as 0.0; `log_likelihood` float64 of the answer, nats per token, where
+  answers are chosen by likelihood (0.0 is not "missing": the column is left out when answers are generated);
+- `prediction`, `target` string; `error` string or null;
+- `input_tokens` int64, the receiver's prompt; `sharer_tokens` int64; `sent_tokens` int64, tokens of the sharer in the
+  message; `output_tokens` int64;
+- `message_bytes` int64, `len(blob)` of all messages; `formula_bytes` int64, null where the size depends on the data
+  (entropy coding); `request_bytes` int64, what the receiver asked for first (two-round selection);
+- seconds, float32: `sharer_s` (its prefill, or its writing of text), `encode_s`, `decode_s`, `receiver_s` (prefill),
+  `fuse_s`, `answer_s`. The transfer is not in the table: `Link.seconds(message_bytes, request_bytes)`.
+"""
+
+SECONDS = ("sharer_s", "encode_s", "decode_s", "receiver_s", "fuse_s", "answer_s")
+
+STATISTICS = "statistics"
+"""Artefact of stage `calibrate`: one row per codec × stream. Columns: `codec`, `half` string; `layer`, `tokens` int64;
+`bytes_per_token`, `relative_error` (‖x̂ − x‖ / ‖x‖), `largest_error` (relative to the largest magnitude), `cosine`, `amax`
+float64."""
+
+SENSITIVITY = "sensitivity"
+"""Artefact of stage `calibrate`: one row per codec × stream × width. Columns: `codec`, `half` string; `layer`, `bits`
+int64; `bytes_per_token` float64; `kl` float64, nats, mean over items: from what follows the prompt with the cache as it
+is to what follows with only this stream quantised."""

@@ -1,0 +1,213 @@
+"""Finished evaluations of protocol `kv_communication` with known numbers: everything but the models.
+
+Arms answer right by a rule of the item's number, so accuracies, discordant items and bytes are known.
+
+    store = communication_store(tmp_path / "study", ARMS)
+    finish_all(store)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nullarm.protocols.kv_communication.parameters import Channel, Link, milestone
+from nullarm.protocols.kv_communication.tables import ITEMS, SECONDS, SENSITIVITY, STATISTICS
+from nullarm.protocols.kv_communication.wire.codec import NAMED
+from nullarm.store.record import FinishedCell, Outcome
+from nullarm.store.study_store import StudyStore
+from nullarm.study.plan import Cell, make_plan
+from nullarm.study.spec import Study
+from support.rehearsals import writer_of
+
+N = 40
+CHUNK = 25
+RECEIVER = "org/receiver"
+SHARERS = {"big": "org/sharer"}
+
+
+@dataclass(frozen=True)
+class FakeArm:
+    """An arm, how it answers, and what it sends."""
+
+    channel: Channel
+    wrong: Callable[[int], bool]
+    """Which items, by number, it gets wrong."""
+    message_bytes: int = 0
+    formula: bool = True
+    request_bytes: int = 0
+    error: Callable[[int], str | None] = field(default=lambda i: None)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def _grid(codec: str, share: float = 1.0, order: Any = "front") -> Channel:
+    return Channel(codec=codec, proportion=share, order=order)
+
+
+ARMS: Mapping[str, FakeArm] = {
+    "receiver": FakeArm(Channel(via="receiver"), lambda i: i % 4 != 0),
+    "sharer": FakeArm(Channel(via="sharer"), lambda i: i % 5 == 0),
+    "text": FakeArm(Channel(via="text", text_bytes=300), lambda i: i % 2 == 0, 250, seconds={"sharer_s": 2.0}),
+    "c2c": FakeArm(_grid("bf16"), lambda i: i % 10 == 0, 8000),
+    "zeroed": FakeArm(Channel(sharer_cache="zeroed"), lambda i: i % 4 != 1, 8000),
+    "int8": FakeArm(_grid("int8"), lambda i: i % 10 == 0, 4000),
+    "int4": FakeArm(_grid("int4"), lambda i: i % 10 in (0, 1), 2000),
+    "int8_p0p5_back": FakeArm(_grid("int8", 0.5, "back"), lambda i: i % 5 == 0, 1900),
+    "int8_p0p5_front": FakeArm(_grid("int8", 0.5, "front"), lambda i: i % 3 != 0, 1900),
+}
+"""Accuracies on items 0 … 39: 0.25, 0.8, 0.5, 0.9, 0.25, 0.9, 0.8, 0.8, 0.35."""
+
+
+def communication_store(
+    root: Path,
+    arms: Mapping[str, FakeArm] = ARMS,
+    *,
+    datasets: Sequence[str] = ("words",),
+    seeds: Sequence[int] = (0,),
+    calibrate: bool = False,
+    prefix: str = "little",
+) -> StudyStore:
+    """A study directory with one evaluation to run per arm, data set and seed, none of them begun."""
+    first, second = list(arms)[:2]
+    study = Study.model_validate(
+        {
+            "name": "little",
+            "question": "How few bytes will do?",
+            "protocol": "kv_communication",
+            "parameters": {"receiver": RECEIVER, "sharers": SHARERS},
+            "factors": {"channel": {arm: {} for arm in arms}},
+            "seeds": list(seeds),
+            "analysis": {
+                "metric": "accuracy",
+                "margin": 0.2,
+                "resamples": 400,
+                "contrasts": [
+                    {"name": "help", "treatment": second, "control": first, "test": "paired_items", "primary": True}
+                ],
+            },
+        }
+    )
+    cells = [_evaluate(n, arm, d, s, prefix) for s in seeds for n, arm in arms.items() for d in datasets]
+    calibrations = [_calibrate(seed) for seed in seeds if calibrate]
+    return StudyStore.create(root, study, make_plan([*calibrations, *cells]))
+
+
+def finish_all(
+    store: StudyStore, arms: Mapping[str, FakeArm] = ARMS, *, clusters: int | None = None, but: Sequence[str] = ()
+) -> None:
+    """Finish every cell but those of the arms in `but`; with `clusters`, item k belongs to cluster k modulo that."""
+    for cell in store.plan:
+        if cell.arm not in but:
+            finish(store, cell, arms.get(str(cell.arm)), clusters=clusters)
+
+
+def finish(
+    store: StudyStore,
+    cell: Cell,
+    arm: FakeArm | None,
+    *,
+    n: int = N,
+    clusters: int | None = None,
+    outcome: Outcome = "ok",
+    reason: str | None = None,
+) -> FinishedCell:
+    """Write the artefacts of one cell, in chunks where it is an evaluation, and commit it."""
+    writer = writer_of(store, cell)
+    if arm is None:
+        writer.table_artefact(STATISTICS, pa.Table.from_pylist(statistics()))
+        writer.table_artefact(SENSITIVITY, pa.Table.from_pylist(sensitivities()))
+    else:
+        rows = item_rows(cell, arm, n, clusters)
+        for start in range(0, n, CHUNK):
+            part = rows[start : start + CHUNK]
+            writer.table_chunk(f"items-{start:07d}", lambda part=part: _table(part))  # type: ignore[misc]
+        writer.table_artefact(ITEMS, _table(rows))
+    writer.paths.log.write_text(f"Eval {cell.slice}: [0, {min(CHUNK, n)})\n", encoding="utf-8")
+    writer.commit({}, outcome=outcome, reason=reason, seconds=1.0, provenance={"python": "3.11"})
+    finished = store.observe(cell.id)
+    assert finished is not None
+    return finished
+
+
+def item_rows(cell: Cell, arm: FakeArm, n: int, clusters: int | None) -> list[dict[str, Any]]:
+    """The per-item table as rows."""
+    return [
+        {
+            "item": f"{cell.slice}:{i:03d}",
+            "cluster": None if clusters is None else f"{cell.slice}:{i % clusters}",
+            "dataset": cell.slice,
+            "accuracy": 0.0 if arm.wrong(i) or arm.error(i) else 1.0,
+            "prediction": "B" if arm.wrong(i) else "A",
+            "target": "A",
+            "error": arm.error(i),
+            "input_tokens": 20,
+            "sharer_tokens": 22,
+            "sent_tokens": 22,
+            "output_tokens": 1,
+            "message_bytes": arm.message_bytes,
+            "formula_bytes": arm.message_bytes if arm.formula else None,
+            "request_bytes": arm.request_bytes,
+            **{part: arm.seconds.get(part, 0.125) for part in SECONDS},
+        }
+        for i in range(n)
+    ]
+
+
+def statistics() -> list[dict[str, Any]]:
+    """Quantisation errors of two layers."""
+    return [
+        {"codec": codec, "layer": layer, "half": half, "tokens": 100, "bytes_per_token": 8.0,
+         "relative_error": error * (layer + 1), "largest_error": error, "cosine": 1 - error, "amax": 2.0}
+        for codec, error in (("int8", 0.01), ("int4", 0.125))
+        for layer in range(2)
+        for half in ("key", "value")
+    ]  # fmt: skip
+
+
+def sensitivities() -> list[dict[str, Any]]:
+    """Damage of two widths in two layers."""
+    return [
+        {"codec": "grouped", "layer": layer, "half": half, "bits": bits, "kl": 0.5 / bits, "bytes_per_token": 1.0}
+        for bits in (2, 4)
+        for layer in range(2)
+        for half in ("key", "value")
+    ]  # fmt: skip
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    types = {
+        **{name: pa.float64() for name in ("accuracy",)},
+        **{name: pa.float32() for name in SECONDS},
+        **{name: pa.string() for name in ("item", "cluster", "dataset", "prediction", "target", "error")},
+    }
+    return pa.table({name: pa.array([row[name] for row in rows], types.get(name, pa.int64())) for name in rows[0]})
+
+
+def _evaluate(name: str, arm: FakeArm, dataset: str, seed: int, prefix: str) -> Cell:
+    channel = arm.channel.model_dump(mode="json")
+    return Cell(
+        protocol="kv_communication", version=1, stage="evaluate", parameters={"channel": channel}, seed=seed, arm=name,
+        slice=dataset, inputs={"receiver": "sha:1", "sharer:big": "sha:2"},
+        settings={
+            "channel": channel,
+            "codec": NAMED[arm.channel.codec].model_dump(mode="json"),
+            "milestone": milestone(arm.channel),
+            "receiver": RECEIVER,
+            "sharers": SHARERS,
+            "dataset": dataset,
+            "link": Link().model_dump(mode="json"),
+            "fusers": {"default": {}} if arm.channel.via == "fuser" else {},
+            "run_tag_prefix": prefix,
+        },
+    )  # fmt: skip
+
+
+def _calibrate(seed: int) -> Cell:
+    return Cell(
+        protocol="kv_communication", version=1, stage="calibrate", parameters={}, seed=seed, slice="default",
+        settings={"run_tag_prefix": "little"},
+    )  # fmt: skip
