@@ -32,6 +32,8 @@ from nullarm.store.study_store import StudyStore
 
 PATIENCE_S = 1800.0
 """How long one life may take before it counts as hanging."""
+TIMES = ("latency",)
+"""Tables of measured seconds, in which no two runs agree."""
 WORKER_SHARE = 0.25
 """Share of the kills that hit a worker instead of the coordinator."""
 
@@ -174,7 +176,7 @@ def _artefact_tables(root: Path) -> dict[str, str]:
         f"{found.record.cell_id}/{name}": artefact.sha256
         for found in done
         for name, artefact in found.record.artefacts.items()
-        if artefact.file.endswith(".parquet")
+        if artefact.file.endswith(".parquet") and name not in TIMES
     }
 
 

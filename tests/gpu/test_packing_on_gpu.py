@@ -61,7 +61,7 @@ def test_codes_are_packed_as_on_the_cpu(bits: int, n: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CODECS)
 def test_a_blob_is_that_of_the_cpu(name: str, dtype: torch.dtype) -> None:
-    """Byte for byte: divisions are rounded alike, and each number has a place of its own. Of one bit, means may differ."""
+    """Byte for byte: divisions are rounded alike. At one bit, means may differ."""
     of = message(dtype=dtype)
     blobs = encode(of, CODECS[name]), encode(on_gpu(of), CODECS[name])
     if name == "asymmetric1":

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from nullarm.protocols.kv_communication.parameters import Channel, Link, milestone
-from nullarm.protocols.kv_communication.tables import ITEMS, SECONDS, SENSITIVITY, STATISTICS
+from nullarm.protocols.kv_communication.tables import ITEMS, LATENCY, SECONDS, SENSITIVITY, STATISTICS
 from nullarm.protocols.kv_communication.wire.codec import NAMED
 from nullarm.store.record import FinishedCell, Outcome
 from nullarm.store.study_store import StudyStore
@@ -125,7 +125,8 @@ def finish(
         for start in range(0, n, CHUNK):
             part = rows[start : start + CHUNK]
             writer.table_chunk(f"items-{start:07d}", lambda part=part: _table(part))  # type: ignore[misc]
-        writer.table_artefact(ITEMS, _table(rows))
+        writer.table_artefact(ITEMS, _table(rows).drop_columns(list(SECONDS)))
+        writer.table_artefact(LATENCY, _table(rows).select(["item", *SECONDS]))
     writer.paths.log.write_text(f"Eval {cell.slice}: [0, {min(CHUNK, n)})\n", encoding="utf-8")
     writer.commit({}, outcome=outcome, reason=reason, seconds=1.0, provenance={"python": "3.11"})
     finished = store.observe(cell.id)
@@ -180,8 +181,7 @@ def sensitivities() -> list[dict[str, Any]]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     types = {
-        **{name: pa.float64() for name in ("accuracy",)},
-        **{name: pa.float32() for name in SECONDS},
+        **{name: pa.float64() for name in ("accuracy", *SECONDS)},
         **{name: pa.string() for name in ("item", "cluster", "dataset", "prediction", "target", "error")},
     }
     return pa.table({name: pa.array([row[name] for row in rows], types.get(name, pa.int64())) for name in rows[0]})

@@ -12,12 +12,16 @@ ITEMS = "items"
 - `input_tokens` int64, the receiver's prompt; `sharer_tokens` int64; `sent_tokens` int64, tokens of the sharer in the
   message; `output_tokens` int64;
 - `message_bytes` int64, `len(blob)` of all messages; `formula_bytes` int64, null where the size depends on the data
-  (entropy coding); `request_bytes` int64, what the receiver asked for first (two-round selection);
-- seconds, float32: `sharer_s` (its prefill, or its writing of text), `encode_s`, `decode_s`, `receiver_s` (prefill),
-  `fuse_s`, `answer_s`. The transfer is not in the table: `Link.seconds(message_bytes, request_bytes)`.
+  (entropy coding); `request_bytes` int64, what the receiver asked for first (two-round selection).
 """
 
+LATENCY = "latency"
+"""Artefact of stage `evaluate`, apart from the items because no two runs agree in it: `item` string, and the seconds each
+item took (float64, its share of its batch's). The transfer is not in it: `Link.seconds(message_bytes, request_bytes)`."""
+
 SECONDS = ("sharer_s", "encode_s", "decode_s", "receiver_s", "fuse_s", "answer_s")
+"""Columns of `latency`: the sharer's prefill, or its writing of text; encoding, with the choice of tokens; decoding; the
+receiver's prefill; fusion; the answer."""
 
 STATISTICS = "statistics"
 """Artefact of stage `calibrate`: one row per codec × stream. Columns: `codec`, `half` string; `layer`, `tokens` int64;

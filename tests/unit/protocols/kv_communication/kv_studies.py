@@ -20,9 +20,7 @@ STUDY: dict[str, Any] = {
     "parameters": {
         "receiver": "builtin:world",
         "sharers": {"chat": "builtin:world-chat"},
-        "fusers": {
-            "main": {"sharer": "chat", "shape": {"hidden_dim": 8, "intermediate_dim": 8}, "training": TRAINING}
-        },
+        "fusers": {"main": {"sharer": "chat", "shape": {"hidden_dim": 8, "intermediate_dim": 8}, "training": TRAINING}},
         "channels": {"alone": {"via": "receiver"}, "c2c": {}},
         "tasks": [{"kind": "world_relations", "test_items": 12, "dev_items": 6}],
         "calibration_items": 3,

@@ -42,7 +42,8 @@ def steps(bits: int, along: int) -> Tensor:
     """Step of each number's group, the group lying along an axis."""
     groups = X.unflatten(along, (-1, GROUP))  # type: ignore[no-untyped-call]
     span = groups.amax(along + 1, keepdim=True) - groups.amin(along + 1, keepdim=True)
-    return span.expand_as(groups).flatten(along, along + 1) / (2**bits - 1)
+    step: Tensor = span.expand_as(groups).flatten(along, along + 1) / (2**bits - 1)
+    return step
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nullarm.analysis import measured_cells
 from nullarm.protocols.kv_communication.parameters import Link
-from nullarm.protocols.kv_communication.tables import ITEMS, SECONDS
+from nullarm.protocols.kv_communication.tables import ITEMS, LATENCY, SECONDS
 from nullarm.stats.arrays import Floats
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
@@ -103,7 +103,8 @@ class Evaluation:
     @cached_property
     def seconds(self) -> Mapping[str, float]:
         """Mean seconds an item of each part, of the transfer at the declared link, and of all of them in turn."""
-        parts = {name: self.mean(name) for name in SECONDS}
+        table = self.finished.table(LATENCY)
+        parts = {name: float(np.mean(table[name])) for name in SECONDS}
         parts[TRANSFER] = float(np.mean(self._transfers)) if self.sends else 0.0
         return {**parts, TOTAL: sum(parts.values())}
 

@@ -20,7 +20,7 @@ from nullarm.protocols.kv_communication.channels.selecting import Selecting
 from nullarm.protocols.kv_communication.parameters import Text
 from nullarm.protocols.kv_communication.planning import answered_task
 from nullarm.protocols.kv_communication.selection.allocate import allocate
-from nullarm.protocols.kv_communication.tables import ITEMS, SECONDS, SENSITIVITY
+from nullarm.protocols.kv_communication.tables import ITEMS, LATENCY, SECONDS, SENSITIVITY
 from nullarm.protocols.kv_communication.wire.codec import codec_of
 
 ITEM_ERRORS = (DatasetError, InvalidResult, MessageError)
@@ -57,7 +57,8 @@ def run(context: CellContext) -> CellResult:
 
 
 def _result(context: CellContext, table: pa.Table) -> CellResult:
-    context.writer.table_artefact(ITEMS, table)
+    context.writer.table_artefact(ITEMS, table.drop_columns(list(SECONDS)))
+    context.writer.table_artefact(LATENCY, table.select(["item", *SECONDS]))
     errors = len(table) - table["error"].null_count
     metrics: dict[str, float | int | None] = {
         "accuracy": float(np.mean(table["accuracy"])),
@@ -172,7 +173,7 @@ def _kept_together(item: Item) -> str:
 
 
 def _table(answers: Sequence[Answered], dataset: str | None, answering: Answering) -> pa.Table:
-    """See `tables.ITEMS`."""
+    """Columns of `tables.ITEMS` and `tables.LATENCY`."""
     columns: dict[str, pa.Array] = {
         "item": pa.array([f"{dataset}:{a.item.id}" for a in answers], pa.string()),
         "cluster": pa.array([a.item.cluster for a in answers], pa.string()),
@@ -188,5 +189,5 @@ def _table(answers: Sequence[Answered], dataset: str | None, answering: Answerin
         "formula_bytes": pa.array([a.counts.get("formula_bytes") for a in answers], pa.int64()),
     }
     columns |= {name: pa.array([a.counts.get(name, 0) for a in answers], pa.int64()) for name in COUNTS}
-    columns |= {name: pa.array([a.seconds.get(name, 0.0) for a in answers], pa.float32()) for name in SECONDS}
+    columns |= {name: pa.array([a.seconds.get(name, 0.0) for a in answers], pa.float64()) for name in SECONDS}
     return pa.table(columns)

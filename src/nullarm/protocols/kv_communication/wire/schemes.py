@@ -95,6 +95,11 @@ class _Raw(Scheme[Raw]):
         out.flatten(1).copy_(parts[0])
 
 
+def _flat(x: Tensor) -> Tensor:
+    """Rows [rows, numbers]; on a CPU, which is slow at half precision, in fp32."""
+    return x.flatten(1) if x.is_cuda else x.flatten(1).float()
+
+
 class _Symmetric(Scheme[Symmetric]):
     @property
     def top(self) -> int:
@@ -112,7 +117,7 @@ class _Symmetric(Scheme[Symmetric]):
         return (torch.float32, self.grouping.outer), (torch.uint8, packed_bytes(self.shape.numbers, self.width))
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        x, grouping = x.flatten(1), self.grouping
+        x, grouping = _flat(x), self.grouping
         if grouping.length:
             low, high = grouping.extremes(x)
             largest = torch.maximum(-low, high).float()
@@ -178,7 +183,7 @@ class _Asymmetric(_Ranges[Asymmetric]):
         return self.range_parts
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.encode_ranges(x.flatten(1))
+        return self.encode_ranges(_flat(x))
 
     def decode(self, parts: tuple[Tensor, ...], out: Tensor) -> None:
         self.decode_ranges(parts, out.flatten(1))
@@ -232,7 +237,7 @@ class _Kivi(_Ranges[Kivi]):
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         old, recent = x.tensor_split([self.shape.tokens - self.recent], 2)
-        return recent.flatten(1).bfloat16(), *self.encode_ranges(old.flatten(1))
+        return recent.flatten(1).bfloat16(), *self.encode_ranges(_flat(old))
 
     def decode(self, parts: tuple[Tensor, ...], out: Tensor) -> None:
         old, recent = out.tensor_split([self.shape.tokens - self.recent], 2)
@@ -263,7 +268,7 @@ class _NormalFloat(Scheme[NormalFloat]):
         return (torch.float16, self.grouping.count), (torch.uint8, packed_bytes(self.shape.numbers, 4))
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        x, grouping = x.flatten(1), self.grouping
+        x, grouping = _flat(x), self.grouping
         low, high = grouping.extremes(x)
         scale = _rounded_up(torch.maximum(-low, high).float())
         cells = grouping.view(x).float() * grouping.spread(torch.where(scale > 0, _CELLS / 2 / scale.float(), 0.0))
@@ -302,7 +307,7 @@ class _Outlier(_Ranges[Outlier]):
         return (torch.int32, self.kept), (torch.float16, self.kept), *self.range_parts
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = x.flatten(1)
+        x = _flat(x)
         places = x.abs().topk(self.kept, 1, sorted=False).indices.sort(1).values
         kept = x.gather(1, places)
         return places.int(), kept.half(), *self.encode_ranges(x.scatter(1, places, 0))
