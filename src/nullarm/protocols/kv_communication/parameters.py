@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from nullarm.errors import nearest
-from nullarm.protocols.kv_communication.wire.codec import NAMED, Bits, Codec
+from nullarm.protocols.kv_communication.wire.codec import NAMED, Bits, Codec, widths
 from nullarm.study.spec import Name, Strict
 from nullarm.training.settings import TrainSettings
 
@@ -255,10 +255,11 @@ class KvCommunicationParameters(Strict):
                 raise ValueError(f"channels.{name} sends a cache, and there are no `fusers`")
             if channel.allocation is not None and len(channel.fusers) > 1:
                 raise ValueError(f"channels.{name}: bits are allocated for one sharer at a time")
-            if channel.allocation is not None and not hasattr(self.codec_table[channel.codec], "group"):
-                raise ValueError(
-                    f"channels.{name}: bits can be allocated with asymmetric, rotated, kivi and outlier codecs"
-                )
+            if channel.allocation is not None:
+                known = widths(self.codec_table[channel.codec])
+                if len(known) == 1 or (odd := set(channel.allocation.bits) - set(known)):
+                    wrong = f"codes of {sorted(odd)} bits" if len(known) > 1 else "bits to allocate"
+                    raise ValueError(f"channels.{name}: codec {channel.codec!r} has no {wrong}; valid: {known}")
         return self
 
     @property

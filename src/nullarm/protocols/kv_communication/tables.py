@@ -16,19 +16,23 @@ ITEMS = "items"
 """
 
 LATENCY = "latency"
-"""Artefact of stage `evaluate`, apart from the items because no two runs agree in it: `item` string, and the seconds each
-item took (float64, its share of its batch's). The transfer is not in it: `Link.seconds(message_bytes, request_bytes)`."""
+"""Artefact of stage `evaluate`, apart from the items because no two runs agree in it: `item` string, and the seconds of
+each item, float64, its share of its batch's. The transfer is not in it: `Link.seconds(message_bytes, request_bytes)`.
+"""
 
 SECONDS = ("sharer_s", "encode_s", "decode_s", "receiver_s", "fuse_s", "answer_s")
-"""Columns of `latency`: the sharer's prefill, or its writing of text; encoding, with the choice of tokens; decoding; the
-receiver's prefill; fusion; the answer."""
+"""Columns of `latency`: the sharer's prefill, or its writing of text; encoding, with the choice of tokens; decoding;
+the receiver's prefill; fusion; the answer.
+"""
 
 STATISTICS = "statistics"
 """Artefact of stage `calibrate`: one row per codec × stream. Columns: `codec`, `half` string; `layer`, `tokens` int64;
-`bytes_per_token`, `relative_error` (‖x̂ − x‖ / ‖x‖), `largest_error` (relative to the largest magnitude), `cosine`, `amax`
-float64."""
+`bytes_per_token`, `relative_error` (‖x̂ − x‖ / ‖x‖), `largest_error` (relative to the largest magnitude), `cosine`,
+`amax` float64.
+"""
 
 SENSITIVITY = "sensitivity"
 """Artefact of stage `calibrate`: one row per codec × stream × width. Columns: `codec`, `half` string; `layer`, `bits`
 int64; `bytes_per_token` float64; `kl` float64, nats, mean over items: from what follows the prompt with the cache as it
-is to what follows with only this stream quantised."""
+is to what follows with only this stream quantised.
+"""
