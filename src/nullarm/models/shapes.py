@@ -77,6 +77,26 @@ def _qwen2(
     return Shape(config, hub_id=f"Qwen/{name}")
 
 
+def _qwen3(name: str, hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool = True) -> Shape:
+    config = {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+        "rope_parameters": _rope(1000000.0),
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    }
+    return Shape(config, hub_id=f"Qwen/{name}")
+
+
 _TINY = {
     "vocab_size": 704,
     "hidden_size": 32,
@@ -139,6 +159,24 @@ SHAPES: Mapping[str, Shape] = {
         },
         hub_id="meta-llama/Llama-3.1-8B",
     ),
+    "llama-3.2-1b": Shape(
+        {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {**LLAMA3_ROPE, "factor": 32.0},
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+        hub_id="meta-llama/Llama-3.2-1B",
+    ),
     "qwen2.5-0.5b": _qwen2("Qwen2.5-0.5B", 896, 4864, 24, 14, 2, positions=32768),
     "qwen2.5-1.5b": _qwen2("Qwen2.5-1.5B", 1536, 8960, 28, 12, 2, positions=131072),
     "qwen2.5-3b": _qwen2("Qwen2.5-3B", 2048, 11008, 36, 16, 2, positions=32768),
@@ -147,6 +185,10 @@ SHAPES: Mapping[str, Shape] = {
     "qwen2.5-math-7b": _qwen2(
         "Qwen2.5-Math-7B", 3584, 18944, 28, 28, 4, positions=4096, vocabulary=152064, tied=False, theta=10000.0
     ),
+    "qwen3-0.6b": _qwen3("Qwen3-0.6B", 1024, 3072, 28, 16),
+    "qwen3-1.7b": _qwen3("Qwen3-1.7B", 2048, 6144, 28, 16),
+    "qwen3-4b": _qwen3("Qwen3-4B", 2560, 9728, 36, 32),
+    "qwen3-8b": _qwen3("Qwen3-8B", 4096, 12288, 36, 32, tied=False),
     "tiny-llama": Shape({"model_type": "llama", **_TINY}),
     "tiny-mistral": Shape({"model_type": "mistral", **_TINY, "sliding_window": 16}),
     "tiny-qwen2": Shape({"model_type": "qwen2", **_TINY, "tie_word_embeddings": True}),
@@ -203,7 +245,7 @@ SHAPES: Mapping[str, Shape] = {
 def shape_of_hub_id(hub_id: str) -> Shape | None:
     """The written-out shape of a hub model, so that its study can be planned on a machine without the model.
 
-    A model's `-Instruct` has the shape of what it was tuned from.
+    A model's `-Instruct` has the shape of what it was tuned from, and so has a `-Base`.
     """
-    wanted = hub_id.lower().removesuffix("-instruct")
+    wanted = hub_id.lower().removesuffix("-instruct").removesuffix("-base")
     return next((shape for shape in SHAPES.values() if not shape.tiny and shape.hub_id.lower() == wanted), None)

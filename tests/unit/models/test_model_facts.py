@@ -23,6 +23,11 @@ PUBLISHED = {
     "qwen2.5-3b": 3_085_938_688,
     "qwen2.5-math-1.5b": 1_543_714_304,
     "qwen2.5-math-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "llama-3.2-1b": 1_235_814_400,
 }
 """Parameter counts that the hub states."""
 
@@ -71,6 +76,7 @@ def test_gpt2_as_the_hub_has_it_leaves_out_what_is_usual(tmp_path: Path) -> None
 def test_a_fine_tuned_model_has_the_shape_of_its_base() -> None:
     assert shape_of_hub_id("Qwen/Qwen2.5-Math-7B-Instruct") is SHAPES["qwen2.5-math-7b"]
     assert shape_of_hub_id("meta-llama/llama-3.1-8b-instruct") is SHAPES["llama-3.1-8b"]
+    assert shape_of_hub_id("Qwen/Qwen3-4B-Base") is SHAPES["qwen3-4b"]
     assert shape_of_hub_id("Qwen/Qwen2.5-Instruct") is None
     assert shape_of_hub_id("-Instruct") is None
 

@@ -13,12 +13,22 @@ TOKENS = 256
 
 
 def notes(parameters: KvCommunicationParameters) -> tuple[str, ...]:
-    """One line on sizes for each sharer whose shape is known here, and one on what has to be downloaded."""
+    """Sizes for each sharer whose shape is known here, what has to be downloaded, and what is not known."""
     need, _ = download_bytes([parameters.receiver, *parameters.sharers.values()])
     sharers = {fuser.sharer for fuser in parameters.fusers.values()}
     sizes = [_sizes(name, parameters) for name in parameters.sharers if name in sharers]
     downloads = [f"downloads about {need / (1 << 30):.0f} GiB to HF_HOME"] if need else []
-    return tuple(line for line in (*sizes, *downloads) if line)
+    unknown = [ref for ref in dict.fromkeys([parameters.receiver, *parameters.sharers.values()]) if not _known(ref)]
+    silent = [f"no time, memory or bytes beforehand, for want of a configuration: {', '.join(unknown)}"]
+    return tuple(line for line in (*sizes, *downloads, *(silent if unknown else ())) if line)
+
+
+def _known(ref: str) -> bool:
+    try:
+        Geometry.of_reference(ref)
+    except ModelError:
+        return False
+    return True
 
 
 def _sizes(name: str, parameters: KvCommunicationParameters) -> str:

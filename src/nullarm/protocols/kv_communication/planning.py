@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -188,7 +188,10 @@ class _Planner:
             inputs=self._models(self.parameters.fusers[name].sharer) | {"task": self._training_task.content_id()},
             needs=self._needed_fusers([name], trained),
             settings={"task": self._training_settings},
-            estimate=self._forwards(self.parameters.calibration_items * (1 + 10 * sum(map(len, widths.values())))),
+            estimate=self._forwards(
+                self.parameters.calibration_items * (1 + 10 * sum(map(len, widths.values()))),
+                [self.parameters.fusers[name].sharer],
+            ),
         )  # fmt: skip
 
     def _evaluate(
@@ -208,6 +211,7 @@ class _Planner:
         if channel.allocation:
             needs["calibration"] = calibrated[names[0]].id
         sharers = [self.parameters.fusers[name].sharer for name in names] or [self._sharer(channel)]
+        items = min(task.count("test"), self.parameters.limit or task.count("test"))
         return self._cell(
             EVALUATE, seed, asked, names, arm=arm, slice=dataset, needs=needs,
             inputs=self._models(*sharers) | {"task": task.content_id()},
@@ -219,7 +223,7 @@ class _Planner:
                 "dataset": dataset,
                 "task": self.parameters.tasks[list(self._tasks).index(dataset)],
             },
-            estimate=self._forwards(min(task.count("test"), self.parameters.limit or task.count("test"))),
+            estimate=self._forwards(items, sharers, written=self._written(channel)),
         )  # fmt: skip
 
     def _cell(
@@ -262,6 +266,11 @@ class _Planner:
     def _sharer(self, channel: Channel) -> str:
         return channel.sharer or next(iter(self.parameters.sharers))
 
+    def _written(self, channel: Channel) -> int:
+        """Tokens that an item takes to write, at most: the sharer's text, and a generated answer."""
+        answer = self.parameters.max_new_tokens if self.parameters.answer_by == "generation" else 0
+        return answer + (self.parameters.text.max_new_tokens if channel.via == "text" else 0)
+
     def _codec(self, name: str) -> dict[str, Any]:
         return self.parameters.codec_table[name].model_dump(mode="json")
 
@@ -273,10 +282,13 @@ class _Planner:
     def _training_settings(self) -> dict[str, Any]:
         return self.parameters.training_task or self.parameters.tasks[0]
 
-    def _forwards(self, items: int, factor: float = 2.0) -> Estimate:
-        """2N a token of both models, and the weights' way to the device; what is not on this machine is left out."""
+    def _forwards(self, items: int, sharers: Iterable[str], factor: float = 2.0, written: int = 0) -> Estimate:
+        """2N a token of all models, a pass for each token that a batch writes, and the weights' way to the device.
+
+        Without a model's shape there is no telling.
+        """
         device, task = find_device(self.study.resources.device), next(iter(self._tasks.values()))
-        refs = [self.parameters.receiver, *self.parameters.sharers.values()]
+        refs = [self.parameters.receiver, *(self.parameters.sharers[name] for name in set(sharers))]
         try:
             sizes = [parameter_count(ref) for ref in refs]
             width = sum(2 * (g := Geometry.of_reference(ref)).layers * g.width for ref in refs)
@@ -286,8 +298,8 @@ class _Planner:
         batches = items / self.parameters.evaluation_batch_size
         return Estimate(
             seconds=sum(sizes) * number / LOAD_BYTES_PER_S
-            + factor * items * task.tokens_per_item * sum(sizes) / device.flops_per_s
-            + 2 * batches * device.step_overhead_s,
+            + items * (factor * task.tokens_per_item + 2 * written) * sum(sizes) / device.flops_per_s
+            + batches * (2 + written) * device.step_overhead_s,
             disk_bytes=items * BYTES_PER_ITEM,
             memory_bytes=sum(sizes) * number
             + 3 * number * width * self.parameters.evaluation_batch_size * task.tokens_per_item,
@@ -298,4 +310,4 @@ class _Planner:
         if fuser.training is None:
             return Estimate()
         items = fuser.training.steps * fuser.training.gradient_accumulation * fuser.training.batch_size
-        return self._forwards(items, factor=6.0)
+        return self._forwards(items, [fuser.sharer], factor=6.0)

@@ -60,8 +60,12 @@ class Evaluation:
 
     @property
     def is_option(self) -> bool:
-        """Whether one would use it: no control of what is sent, and no other model that answers."""
-        return self.channel["via"] in ("text", "receiver") or (self.fused and self.channel["sharer_cache"] == "own")
+        """Whether one would use it: no control, no oracle, nothing legacy, and no other model that answers."""
+        if not self.fused:
+            return self.channel["via"] in ("text", "receiver")
+        oracle = self.channel["order"] == "delta" and self.channel["proportion"] < 1
+        legacy = self.channel["fusion"] != "whole" or self.channel["alignment"] != "offsets"
+        return self.channel["sharer_cache"] == "own" and not oracle and not legacy
 
     @property
     def usable(self) -> bool:
