@@ -12,7 +12,7 @@ from nullarm.models.facts import parameter_count
 from nullarm.models.reference import content_id
 from nullarm.models.tasks.base import AnsweredTask
 from nullarm.models.tasks.factory import make_task
-from nullarm.protocols.kv_communication.fuser_reference import fuser_content_id
+from nullarm.protocols.kv_communication.fuser.reference import fuser_content_id
 from nullarm.protocols.kv_communication.geometry import Geometry
 from nullarm.protocols.kv_communication.parameters import (
     LEFT_OUT,
@@ -21,6 +21,7 @@ from nullarm.protocols.kv_communication.parameters import (
     KvCommunicationParameters,
     milestone,
 )
+from nullarm.protocols.kv_communication.tables import CALIBRATE, EVALUATE, TRAIN_FUSER
 from nullarm.sites.devices import find_device
 from nullarm.study.identity import identifying
 from nullarm.study.plan import Cell, Estimate
@@ -31,7 +32,6 @@ BYTES_PER_ITEM = 120
 """Of a row in the per-item table, compressed."""
 LOAD_BYTES_PER_S = 1e9
 """Weights from disk to device."""
-TRAIN_FUSER, CALIBRATE, EVALUATE = "train_fuser", "calibrate", "evaluate"
 
 
 def kv_communication_cells(study: Study, parameters: KvCommunicationParameters, version: int) -> list[Cell]:

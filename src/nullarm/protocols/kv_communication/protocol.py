@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nullarm.protocols.base import CellContext, CellResult, Design, Protocol
 from nullarm.protocols.kv_communication.parameters import KvCommunicationParameters
+from nullarm.protocols.kv_communication.tables import CALIBRATE, EVALUATE, TRAIN_FUSER
 from nullarm.sites.preflight import Check
 from nullarm.study.plan import Cell, Plan, make_plan
 from nullarm.study.spec import Study
@@ -50,9 +51,9 @@ class KvCommunication(Protocol[KvCommunicationParameters]):
         from nullarm.protocols.kv_communication.cells import calibrate, evaluate, train_fuser
 
         stages = {
-            "train_fuser": train_fuser.run,
-            "calibrate": calibrate.run,
-            "evaluate": evaluate.run,
+            TRAIN_FUSER: train_fuser.run,
+            CALIBRATE: calibrate.run,
+            EVALUATE: evaluate.run,
         }
         return stages[context.cell.stage](context)
 
@@ -66,7 +67,7 @@ class KvCommunication(Protocol[KvCommunicationParameters]):
         """The declared contrasts on per-item measurements."""
         from nullarm.analysis import analyse
 
-        return analyse(store, ("evaluate",))
+        return analyse(store, (EVALUATE,))
 
     def document(self, store: StudyStore, analysis: Analysis) -> Document:
         """The report."""

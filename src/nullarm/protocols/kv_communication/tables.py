@@ -1,6 +1,9 @@
-"""Columns of what the cells hand on. Floating point of 64 bits is a measurement that a study may judge."""
+"""Stages, and the columns of what their cells hand on. A column of type float64 is a measurement that may be judged."""
 
 from __future__ import annotations
+
+TRAIN_FUSER, CALIBRATE, EVALUATE = "train_fuser", "calibrate", "evaluate"
+"""The stages."""
 
 ITEMS = "items"
 """Artefact of stage `evaluate`: one row per item, in the task's order. Columns:

@@ -6,9 +6,9 @@ import torch
 
 from nullarm.models.shapes import SHAPES
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
+from nullarm.protocols.kv_communication.communication.transmission import messages_of
 from nullarm.protocols.kv_communication.fuser import Fuser, last_aligned
 from nullarm.protocols.kv_communication.geometry import Geometry, Stream
-from nullarm.protocols.kv_communication.transmission import messages_of
 from nullarm.protocols.kv_communication.wire.codec import Raw
 from nullarm.protocols.kv_communication.wire.message import encode_many
 from nullarm.protocols.kv_communication.wire.size import message_bytes, stream_bytes

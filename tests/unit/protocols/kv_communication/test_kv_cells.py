@@ -16,7 +16,7 @@ from nullarm.engines.inline import InlineEngine
 from nullarm.errors import DatasetError
 from nullarm.protocols.base import CellContext
 from nullarm.protocols.kv_communication.cells import evaluate
-from nullarm.protocols.kv_communication.channels.asked import Answered, Asked, Channel
+from nullarm.protocols.kv_communication.channels.asked import Answered, Answerer, Asked
 from nullarm.protocols.kv_communication.channels.by_cache import ByCache
 from nullarm.protocols.kv_communication.communication.exchange import exchange
 from nullarm.protocols.kv_communication.communication.fuse import Contribution, source_index, together
@@ -243,7 +243,7 @@ def test_the_report_and_the_runbooks_files_are_written(many: StudyStore) -> None
     assert list(output.glob("step_0_baselines/*")) and list(output.glob("step_1_kv_ptq/*"))  # noqa: PT018
 
 
-class Faulty(Channel):
+class Faulty(Answerer):
     """Cannot be asked some items."""
 
     def __init__(self, bad: set[str]) -> None:

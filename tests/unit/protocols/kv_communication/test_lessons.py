@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from communication_models import open_fuser, prompts, receiver, sharer
 
 from nullarm.errors import DatasetError
+from nullarm.protocols.kv_communication.cells.lessons import Lesson, Lessons, collated, fused_loss
 from nullarm.protocols.kv_communication.communication.exchange import Exchange, Heard
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
 from nullarm.protocols.kv_communication.fuser.projector import SourceKV
-from nullarm.protocols.kv_communication.lessons import Lesson, Lessons, collated, fused_loss
 from nullarm.training.batches import target_count
 
 LENGTHS = (6, 3, 4)

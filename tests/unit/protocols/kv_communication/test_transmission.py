@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
+from nullarm.protocols.kv_communication.communication.transmission import messages_of, received
 from nullarm.protocols.kv_communication.geometry import Geometry
-from nullarm.protocols.kv_communication.transmission import messages_of, received
 
 GEOMETRY = Geometry(layers=2, heads=3, head_dim=4)
 LENGTHS = (5, 2)

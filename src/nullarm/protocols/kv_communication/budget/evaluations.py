@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from nullarm.analysis import measured_cells
 from nullarm.protocols.kv_communication.parameters import Link
-from nullarm.protocols.kv_communication.tables import ITEMS, LATENCY, SECONDS
+from nullarm.protocols.kv_communication.tables import EVALUATE, ITEMS, LATENCY, SECONDS
 from nullarm.stats.arrays import Floats
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
 
-EVALUATE = "evaluate"
 TRANSFER, TOTAL = "transfer_s", "total_s"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nullarm.errors import Preempted
 from nullarm.protocols.base import CellContext, CellResult
+from nullarm.protocols.kv_communication.allocation.sensitivity import Answer, sensitivities, statistics
 from nullarm.protocols.kv_communication.channels.participants import (
     Participant,
     check_fit,
@@ -25,7 +26,6 @@ from nullarm.protocols.kv_communication.communication.prefill import Prefilled, 
 from nullarm.protocols.kv_communication.fuser import Fuser
 from nullarm.protocols.kv_communication.geometry import HALVES, Stream
 from nullarm.protocols.kv_communication.planning import answered_task
-from nullarm.protocols.kv_communication.selection.sensitivity import Answer, sensitivities, statistics
 from nullarm.protocols.kv_communication.tables import SENSITIVITY, STATISTICS
 from nullarm.protocols.kv_communication.wire.codec import codec_of
 

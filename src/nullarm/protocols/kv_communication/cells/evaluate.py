@@ -11,15 +11,15 @@ import pyarrow as pa
 from nullarm.errors import DatasetError, InvalidResult, MessageError, Preempted
 from nullarm.models.tasks.base import Item
 from nullarm.protocols.base import CellContext, CellResult
+from nullarm.protocols.kv_communication.allocation.allocate import allocate
 from nullarm.protocols.kv_communication.channels.alone import Alone
-from nullarm.protocols.kv_communication.channels.asked import Answered, Answering, Asked, Channel
+from nullarm.protocols.kv_communication.channels.asked import Answered, Answerer, Answering, Asked
 from nullarm.protocols.kv_communication.channels.by_cache import ByCache, Sender, Wire
 from nullarm.protocols.kv_communication.channels.by_text import ByText
 from nullarm.protocols.kv_communication.channels.participants import check_fit, fuser_of, receiver_of, sharer_of
 from nullarm.protocols.kv_communication.channels.selecting import Selecting
 from nullarm.protocols.kv_communication.parameters import Text
 from nullarm.protocols.kv_communication.planning import answered_task
-from nullarm.protocols.kv_communication.selection.allocate import allocate
 from nullarm.protocols.kv_communication.tables import ITEMS, LATENCY, SECONDS, SENSITIVITY
 from nullarm.protocols.kv_communication.wire.codec import codec_of
 
@@ -73,7 +73,7 @@ def _result(context: CellContext, table: pa.Table) -> CellResult:
     return CellResult(metrics)
 
 
-def _answers(channel: Channel, part: Sequence[Asked], batch_size: int) -> list[Answered]:
+def _answers(channel: Answerer, part: Sequence[Asked], batch_size: int) -> list[Answered]:
     """In the order of the items, asked in batches of neighbours in length."""
     order = sorted(range(len(part)), key=lambda i: len(part[i].item.prompt))
     found: dict[int, Answered] = {}
@@ -83,7 +83,7 @@ def _answers(channel: Channel, part: Sequence[Asked], batch_size: int) -> list[A
     return [found[i] for i in range(len(part))]
 
 
-def _forgiving(channel: Channel, batch: Sequence[Asked]) -> list[Answered]:
+def _forgiving(channel: Answerer, batch: Sequence[Asked]) -> list[Answered]:
     """The batch's answers; where an item spoils it, each by itself, so that the culprit alone is wrong."""
     try:
         return channel.answer(batch)
@@ -104,7 +104,7 @@ def _answering(context: CellContext) -> Answering:
     )
 
 
-def _channel(context: CellContext, answering: Answering) -> Channel:
+def _channel(context: CellContext, answering: Answering) -> Answerer:
     """The arm's channel, with everything loaded that it needs."""
     asked, name = context.cell.parameters, context.cell.settings["sharer"]
     said = asked["channel"]

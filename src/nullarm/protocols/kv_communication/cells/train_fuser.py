@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nullarm.protocols.base import CellContext, CellResult
+from nullarm.protocols.kv_communication.cells.lessons import Distort, Lesson, Lessons, fused_loss
 from nullarm.protocols.kv_communication.channels.participants import (
     Participant,
     check_fit,
@@ -20,11 +21,10 @@ from nullarm.protocols.kv_communication.channels.participants import (
 from nullarm.protocols.kv_communication.communication.exchange import exchange
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
 from nullarm.protocols.kv_communication.communication.rendering import completion_ids, rendered
+from nullarm.protocols.kv_communication.communication.transmission import messages_of, received
 from nullarm.protocols.kv_communication.fuser import LAYER_MAPS, Fuser, load_fuser, save_fuser
 from nullarm.protocols.kv_communication.fuser.projector import SourceKV
-from nullarm.protocols.kv_communication.lessons import Distort, Lesson, Lessons, fused_loss
 from nullarm.protocols.kv_communication.planning import answered_task
-from nullarm.protocols.kv_communication.transmission import messages_of, received
 from nullarm.protocols.kv_communication.wire.codec import Codec, codec_of
 from nullarm.protocols.kv_communication.wire.message import decode_many, encode_many
 from nullarm.training.loop import fit

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from nullarm.protocols.kv_communication.channels.asked import (
     Answered,
+    Answerer,
     Answering,
     Asked,
-    Channel,
     Clock,
     refuse_too_long,
 )
@@ -19,7 +19,7 @@ from nullarm.protocols.kv_communication.communication.rendering import rendered
 
 
 @dataclass(frozen=True)
-class Alone(Channel):
+class Alone(Answerer):
     """Nothing is sent."""
 
     who: Participant

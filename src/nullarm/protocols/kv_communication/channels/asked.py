@@ -51,8 +51,8 @@ class Answered:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-class Channel(ABC):
-    """One way in which items are answered."""
+class Answerer(ABC):
+    """One way in which items are answered: a channel at work."""
 
     @abstractmethod
     def answer(self, batch: Sequence[Asked]) -> list[Answered]:

@@ -9,9 +9,9 @@ import torch
 
 from nullarm.protocols.kv_communication.channels.asked import (
     Answered,
+    Answerer,
     Answering,
     Asked,
-    Channel,
     Clock,
     refuse_too_long,
 )
@@ -22,10 +22,10 @@ from nullarm.protocols.kv_communication.communication.exchange import Alignment,
 from nullarm.protocols.kv_communication.communication.fuse import Combine, Contribution, source_index, together
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
 from nullarm.protocols.kv_communication.communication.rendering import rendered
+from nullarm.protocols.kv_communication.communication.transmission import messages_of, received
 from nullarm.protocols.kv_communication.fuser import Fuser
 from nullarm.protocols.kv_communication.geometry import Geometry, Stream
 from nullarm.protocols.kv_communication.selection.request import encode_request
-from nullarm.protocols.kv_communication.transmission import messages_of, received
 from nullarm.protocols.kv_communication.wire.codec import Codec
 from nullarm.protocols.kv_communication.wire.message import decode_many, encode_many
 from nullarm.protocols.kv_communication.wire.size import message_bytes
@@ -77,7 +77,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class ByCache(Channel):
+class ByCache(Answerer):
     """Encode → bytes → decode for every item; the receiver never sees anything else of the sharers.
 
     Attributes:

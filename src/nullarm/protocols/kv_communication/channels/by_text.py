@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from nullarm.protocols.kv_communication.channels.asked import (
     Answered,
+    Answerer,
     Answering,
     Asked,
-    Channel,
     Clock,
     refuse_too_long,
 )
@@ -20,7 +20,7 @@ from nullarm.protocols.kv_communication.parameters import Text
 
 
 @dataclass(frozen=True)
-class ByText(Channel):
+class ByText(Answerer):
     """The message is UTF-8; its bytes are what is sent."""
 
     receiver: Participant

@@ -12,7 +12,7 @@ import torch
 from nullarm.models.load import load_causal_lm
 from nullarm.protocols.base import CellContext
 from nullarm.protocols.kv_communication.fuser import Fuser, load_fuser
-from nullarm.protocols.kv_communication.fuser_reference import local_directory
+from nullarm.protocols.kv_communication.fuser.reference import local_directory
 from nullarm.protocols.kv_communication.geometry import Geometry
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nullarm.protocols.kv_communication.geometry import HALVES
-from nullarm.protocols.kv_communication.tables import SENSITIVITY, STATISTICS
+from nullarm.protocols.kv_communication.tables import CALIBRATE, SENSITIVITY, STATISTICS
 from nullarm.report import Block, Heatmap, HeatmapPanel, Table
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
 
-CALIBRATE = "calibrate"
 MEANS = ("relative_error", "largest_error", "cosine", "bytes_per_token")
 
 Row = Mapping[str, Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nullarm.protocols.kv_communication.budget.arms import ArmResult, arm_results, scopes
-from nullarm.protocols.kv_communication.budget.evaluations import EVALUATE, Evaluation, usable
+from nullarm.protocols.kv_communication.budget.evaluations import Evaluation, usable
+from nullarm.protocols.kv_communication.tables import EVALUATE
 from nullarm.report import Block, KeyValues, Note, Table, Value
 from nullarm.store.study_store import StudyStore
 

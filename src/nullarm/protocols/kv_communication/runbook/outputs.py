@@ -8,9 +8,10 @@ from textwrap import shorten
 from nullarm.analysis import Analysis, Finding
 from nullarm.protocols.kv_communication.budget.arms import ArmResult, arm_results, datasets
 from nullarm.protocols.kv_communication.budget.curve import curve_points, write_curve
-from nullarm.protocols.kv_communication.budget.evaluations import EVALUATE, evaluations, usable
+from nullarm.protocols.kv_communication.budget.evaluations import evaluations, usable
 from nullarm.protocols.kv_communication.runbook.tags import run_directory
 from nullarm.protocols.kv_communication.runbook.tree import reason_of, status_of, write_run
+from nullarm.protocols.kv_communication.tables import EVALUATE
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
 

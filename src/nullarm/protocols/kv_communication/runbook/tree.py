@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nullarm.protocols.kv_communication.budget.arms import ArmResult
-from nullarm.protocols.kv_communication.budget.evaluations import EVALUATE, Evaluation
+from nullarm.protocols.kv_communication.budget.evaluations import Evaluation
 from nullarm.protocols.kv_communication.runbook.tags import run_directory, run_tag
-from nullarm.protocols.kv_communication.tables import ITEMS
+from nullarm.protocols.kv_communication.tables import EVALUATE, ITEMS
 from nullarm.store.atomic import make_directory, write_bytes
 from nullarm.store.cell import Failure, read_failure
 from nullarm.store.files import decode_table, encode_json

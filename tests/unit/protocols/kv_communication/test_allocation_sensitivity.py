@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nullarm.errors import InvalidResult
 from nullarm.models.load import load_causal_lm
+from nullarm.protocols.kv_communication.allocation.allocate import allocate
+from nullarm.protocols.kv_communication.allocation.sensitivity import deliver, divergence, sensitivities, statistics
 from nullarm.protocols.kv_communication.communication.prefill import cache_of, prefill
 from nullarm.protocols.kv_communication.geometry import HALVES, Geometry, Stream
-from nullarm.protocols.kv_communication.selection.allocate import allocate
-from nullarm.protocols.kv_communication.selection.sensitivity import deliver, divergence, sensitivities, statistics
 from nullarm.protocols.kv_communication.wire.codec import Asymmetric, Codec, Kivi, Outlier, Raw, Rotated, Symmetric
 from nullarm.protocols.kv_communication.wire.message import Message, encode_many
 

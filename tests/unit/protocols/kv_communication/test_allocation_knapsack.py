@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nullarm.errors import InvalidResult, StudyError
+from nullarm.protocols.kv_communication.allocation import allocate as module
+from nullarm.protocols.kv_communication.allocation.allocate import Choice, Choices, allocate, budget_bytes, knapsack
 from nullarm.protocols.kv_communication.geometry import HALVES, Half, Stream
-from nullarm.protocols.kv_communication.selection import allocate as module
-from nullarm.protocols.kv_communication.selection.allocate import Choice, Choices, allocate, budget_bytes, knapsack
 
 WIDTHS = (1, 2, 4, 8)
 

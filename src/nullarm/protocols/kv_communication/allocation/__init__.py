@@ -1,0 +1,1 @@
+"""How many bits each stream gets, and what each codec does to it."""
