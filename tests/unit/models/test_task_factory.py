@@ -30,7 +30,7 @@ def test_settings_reach_the_task() -> None:
         ({}, "task.kind names no kind of task; valid: "),
         (
             {"kind": "gsm"},
-            "(did you mean 'gsm8k'?); got 'gsm'; valid: arc_challenge, c_eval, class_of_word, conversations, glue, gsm8k",
+            "(did you mean 'gsm8k'?); got 'gsm'; valid: arc_challenge, c_eval, class_of_word, conversations, glue,",
         ),
         ({"kind": ["x"]}, "task.kind names no kind of task"),
         ({"kind": "gsm8k", "dev_item": 3}, "task.dev_item is no setting of gsm8k (did you mean 'dev_items'?); got 3"),

@@ -12,7 +12,7 @@ from nullarm.models.load import load_causal_lm
 from nullarm.models.tiny import __main__ as command
 from nullarm.models.tiny import build as building
 from nullarm.models.tiny.examine import examine
-from nullarm.models.tiny.recipe import WORLD, WorldRecipe
+from nullarm.models.tiny.recipe import RECIPES, WORLD, WorldRecipe
 from nullarm.models.tiny.world import SKILLS, World
 
 SHORT = replace(
@@ -29,17 +29,21 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Use:
     return lambda recipe: monkeypatch.setattr(building, "RECIPES", {"world": recipe})
 
 
-def test_the_shipped_model_is_of_this_recipe_and_code() -> None:
-    note = json.loads((building.SHIPPED / "world" / "build.json").read_text())
-    assert note["recipe"] == WORLD.content_hash(), (
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_shipped_model_is_of_this_recipe_and_code(name: str) -> None:
+    note = json.loads((building.SHIPPED / name / "build.json").read_text())
+    assert note["recipe"] == RECIPES[name].content_hash(), (
         "a file that shapes the weights changed; build again with"
-        " python -m nullarm.models.tiny build world --out src/nullarm/models/tiny/data/world"
+        f" python -m nullarm.models.tiny build {name} --out src/nullarm/models/tiny/data/{name}"
     )
-    assert building.directory_of("world") == building.SHIPPED / "world"
+    assert building.directory_of(name) == building.SHIPPED / name
 
 
-def test_what_is_shipped_is_small() -> None:
-    assert sum(f.stat().st_size for f in building.SHIPPED.rglob("*") if f.is_file()) < 3_000_000
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_shipped_is_small_and_for_everybody(name: str) -> None:
+    files = list((building.SHIPPED / name).iterdir())
+    assert sum(f.stat().st_size for f in files) < 1_000_000
+    assert {f.stat().st_mode & 0o777 for f in files} == {0o644}
 
 
 def test_the_shipped_model_passes_its_examination(world_model: tuple[Any, Any]) -> None:
@@ -80,7 +84,11 @@ def test_a_seed_that_is_short_makes_way_for_the_next_and_says_so(
 def test_when_no_seed_learns_enough_nothing_is_left_behind(use: Use, tmp_path: Path) -> None:
     use(replace(SHORT, pass_marks={"add": 1.01}))
     out = tmp_path / "place" / "out"
-    with pytest.raises(ModelError, match=r"no seed of the recipe of builtin:world learned enough; got \(5, 6\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"no seed of the recipe of builtin:world learned enough; got \(5, 6\); valid: accuracies of at least"
+        r" \{'plain': \{'add': 1.01\}\}",
+    ):
         building.build("world", out, lambda _: None)
     assert list(out.parent.iterdir()) == []
 
@@ -135,3 +143,15 @@ def test_the_rebuilt_model_does_as_well_as_the_shipped_one(world_model: tuple[An
     assert rebuilt[1].get_vocab() == world_model[1].get_vocab()
     assert sum(p.numel() for p in rebuilt[0].parameters()) == sum(p.numel() for p in world_model[0].parameters())
     assert all(torch.isfinite(p).all() for p in rebuilt[0].parameters())
+
+
+@pytest.mark.slow
+def test_the_rebuilt_sharer_passes_as_the_shipped_one_does(tmp_path: Path) -> None:
+    note = building.build("word-sharer", tmp_path / "sharer", lambda _: None)
+    shipped = json.loads((building.SHIPPED / "word-sharer" / "build.json").read_text())
+    assert note["recipe"] == shipped["recipe"]
+    assert all(score >= 0.98 for score in note["scores"]["words"].values())
+    old, new = load_causal_lm("builtin:word-sharer"), load_causal_lm(str(tmp_path / "sharer"))
+    assert new[1].get_vocab() == old[1].get_vocab()
+    assert new[0].config.to_diff_dict() == old[0].config.to_diff_dict()
+    assert all(torch.isfinite(p).all() for p in new[0].parameters())

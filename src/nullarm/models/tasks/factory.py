@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from nullarm.errors import DatasetError, nearest
 from nullarm.models.tasks.base import Task
 from nullarm.models.tasks.c_eval import CEval
+from nullarm.models.tasks.class_of_word import ClassOfWord
 from nullarm.models.tasks.conversations import Conversations
 from nullarm.models.tasks.glue import Glue
 from nullarm.models.tasks.gsm8k import Gsm8k
@@ -21,7 +22,8 @@ from nullarm.models.tasks.world_relations import WorldRelations
 KINDS: Mapping[str, type[Task]] = {
     task.name: task
     for task in (
-        ArcChallenge, CEval, Conversations, Glue, Gsm8k, Jsonl, MmluRedux, OpenBookQA, Planted, WorldRelations,
+        ArcChallenge, CEval, ClassOfWord, Conversations, Glue, Gsm8k, Jsonl, MmluRedux, OpenBookQA, Planted,
+        WorldRelations,
     )
 }  # fmt: skip
 """Every kind of task, by the name a study uses. To add one, write a `Task` and name it here."""

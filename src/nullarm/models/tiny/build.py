@@ -9,16 +9,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nullarm.errors import ModelError
 from nullarm.models.cache import cache_dir, writing_to
 from nullarm.models.quiet import without_progress_bars
-from nullarm.models.tiny.recipe import RECIPES, ChatRecipe, WorldRecipe
+from nullarm.models.tiny.recipe import RECIPES
 
 SHIPPED = Path(__file__).parent / "data"
 BUILD_NOTE = "build.json"
@@ -103,61 +102,24 @@ def _train_and_examine(name: str, out: Path, say: Say) -> dict[str, Any]:
     for seed in recipe.seeds:
         start = time.process_time()
         say(f"builtin:{name}, seed {seed}")
-        model, tokenizer = _train(recipe, seed, say)
+        model, tokenizer = recipe.train(seed, say)
         cpu_s = round(time.process_time() - start, 1)
-        forms = _examine(recipe, model, tokenizer)
-        for form in forms:
-            say(f"seed {seed} after {cpu_s} CPU s, {form}")
-        short = [f"{form.name} {skill}" for form in forms for skill in form.short]
+        exams = recipe.examine(model, tokenizer)
+        for exam in exams:
+            say(f"seed {seed} after {cpu_s} CPU s, {exam}")
+        short = [f"{exam.name} {skill}" for exam in exams for skill in exam.short]
         if not short:
             _save(model, tokenizer, out)
-            scores = {form.name: form.scores for form in forms}
+            scores = {exam.name: exam.scores for exam in exams}
             return {"recipe": recipe_hash, "seed": seed, "scores": scores, "cpu_s": cpu_s}
         say(f"seed {seed} is short in {', '.join(short)}; trying the next seed")
+    wanted = {exam.name: dict(exam.marks) for exam in exams}
     raise ModelError(
         f"no seed of the recipe of builtin:{name} learned enough",
         value=recipe.seeds,
-        valid=f"accuracies of at least {dict(recipe.pass_marks)}",
+        valid=f"accuracies of at least {wanted}",
         next_command="pip install -c constraints.txt nullarm, which has the tested versions",
     )
-
-
-@dataclass(frozen=True)
-class _Exam:
-    """Accuracy per skill in one form of asking, and what was wanted."""
-
-    name: str
-    scores: dict[str, float]
-    marks: Mapping[str, float]
-
-    @property
-    def short(self) -> list[str]:
-        return [skill for skill, mark in self.marks.items() if self.scores[skill] < mark]
-
-    def __str__(self) -> str:
-        return f"{self.name}: " + ", ".join(f"{skill} {score:.2f}" for skill, score in self.scores.items())
-
-
-def _train(recipe: WorldRecipe | ChatRecipe, seed: int, say: Say) -> tuple[Any, Any]:
-    from nullarm.models.tiny.finetune import finetune
-    from nullarm.models.tiny.pretrain import pretrain
-
-    if isinstance(recipe, WorldRecipe):
-        return pretrain(recipe, seed, say)
-    return finetune(recipe, seed, directory_of("world", say))
-
-
-def _examine(recipe: WorldRecipe | ChatRecipe, model: Any, tokenizer: Any) -> list[_Exam]:
-    from nullarm.models.tiny.examine import examine
-    from nullarm.models.tiny.world import World
-
-    if isinstance(recipe, WorldRecipe):
-        plain = examine(model, tokenizer, World(recipe.world), recipe.evaluation_items)
-        return [_Exam("plain", plain, recipe.pass_marks)]
-    world = World(recipe.base.world)
-    plain = examine(model, tokenizer, world, recipe.evaluation_items)
-    chat = examine(model, tokenizer, world, recipe.evaluation_items, chat=True)
-    return [_Exam("plain", plain, recipe.plain_marks), _Exam("chat", chat, recipe.pass_marks)]
 
 
 def _save(model: Any, tokenizer: Any, out: Path) -> None:
