@@ -34,7 +34,7 @@ import torch
 
 from nullarm.models.shapes import SHAPES
 from nullarm.protocols.kv_communication.geometry import Geometry
-from nullarm.protocols.kv_communication.wire import affine, message, schemes
+from nullarm.protocols.kv_communication.wire import affine, message, normal_float
 from nullarm.protocols.kv_communication.wire.codec import (
     NAMED,
     Asymmetric,
@@ -46,6 +46,8 @@ from nullarm.protocols.kv_communication.wire.codec import (
     Symmetric,
 )
 from nullarm.protocols.kv_communication.wire.message import Message, decode, encode
+from nullarm.protocols.kv_communication.wire.scheme import Shape
+from nullarm.protocols.kv_communication.wire.schemes import scheme
 from nullarm.protocols.kv_communication.wire.size import message_bytes
 
 CODECS: dict[str, Codec] = {
@@ -94,7 +96,7 @@ def kernels(codec: Symmetric, cache: Message) -> Way:
     """From numbers to packed codes on the device, and back into numbers, no bytes made."""
     numbers = torch.stack(list(cache.streams.values()))
     back = torch.empty_like(numbers)
-    block = schemes.scheme(codec, schemes.Shape(*numbers.shape[1:]), "key", codec.bits)
+    block = scheme(codec, Shape(*numbers.shape[1:]), "key", codec.bits)
     return (lambda: block.encode(numbers)), (lambda parts: block.decode(parts, back))
 
 
@@ -183,7 +185,7 @@ class Split:
     def timed(self) -> Iterator[None]:
         """Clocks around the parts of encoding and decoding."""
         with ExitStack() as stack:
-            for owner in (affine, schemes):
+            for owner in (affine, normal_float):
                 stack.enter_context(mock.patch.object(owner, "pack", self._clocked("pack", owner.pack)))
                 stack.enter_context(mock.patch.object(owner, "unpack", self._clocked("unpack", owner.unpack)))
             for name in ("_encode_block", "_decode_block", "_sealed", "_opened"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,11 @@ def analyse(store: StudyStore, stages: Sequence[str], extra: Mapping[str, Any] |
     """
     study = store.lock.study
     cells = measured_cells(store, stages)
-    obstacle = _obstacle(store, study)
-    scores = _scores(cells, study) if obstacle is None else None
+    why_not = obstacle(store)
+    scores = _scores(cells, study) if why_not is None else None
     judged = [
-        withhold(c.name, Verdict.INVALID, obstacle, alpha=study.analysis.alpha, margin=_margin(study, c))
-        if scores is None and obstacle is not None
+        withhold(c.name, Verdict.INVALID, why_not, alpha=study.analysis.alpha, margin=_margin(study, c))
+        if scores is None and why_not is not None
         else _judge(study, c, scores)
         for c in study.analysis.contrasts
     ]
@@ -119,6 +120,21 @@ def analyse(store: StudyStore, stages: Sequence[str], extra: Mapping[str, Any] |
         for contrast, judgement in zip(study.analysis.contrasts, apply_holm(judged), strict=True)
     )
     return Analysis(findings, store.lock.exploratory, analysis_hash(study), dict(extra or {}))
+
+
+def obstacle(store: StudyStore) -> str | None:
+    """Why no verdict may be given, whatever the numbers; None when there may be one."""
+    study = store.lock.study
+    if study.smoke:
+        return "this is a smoke run, which never enters a verdict"
+    stopped = [(cell, f.record) for cell in store.plan if (f := store.finished(cell.id)) and f.record.outcome != "ok"]
+    if stopped and study.analysis.incomplete == "invalid":
+        cell, record = stopped[0]
+        return f"{cell.label}: {record.reason}"
+    missing = [cell for cell in store.plan if store.finished(cell.id) is None]
+    if missing and study.analysis.incomplete == "invalid":
+        return f"{len(missing)} of {len(store.plan)} cells are not finished, the first: {missing[0].label}"
+    return None
 
 
 def write_analysis(store: StudyStore, analysis: Analysis) -> None:
@@ -164,20 +180,6 @@ def contrast_design(study: Study, contrast: Contrast) -> ContrastDesign:
     )
 
 
-def _obstacle(store: StudyStore, study: Study) -> str | None:
-    """Why no verdict may be given, whatever the numbers."""
-    if study.smoke:
-        return "this is a smoke run, which never enters a verdict"
-    stopped = [(cell, f.record) for cell in store.plan if (f := store.finished(cell.id)) and f.record.outcome != "ok"]
-    if stopped and study.analysis.incomplete == "invalid":
-        cell, record = stopped[0]
-        return f"{cell.label}: {record.reason}"
-    missing = [cell for cell in store.plan if store.finished(cell.id) is None]
-    if missing and study.analysis.incomplete == "invalid":
-        return f"{len(missing)} of {len(store.plan)} cells are not finished, the first: {missing[0].label}"
-    return None
-
-
 def _scores(cells: Sequence[Measured], study: Study) -> LongScores:
     tables = [(m.cell, m.finished.table(ITEMS)) for m in cells]
     metric = study.analysis.metric
@@ -186,15 +188,24 @@ def _scores(cells: Sequence[Measured], study: Study) -> LongScores:
             known = [f.name for f in table.schema if str(f.type) == "double"]
             raise StudyError(f"analysis.metric {metric!r} is not measured", valid=known)
     lengths = [len(table) for _, table in tables]
-    clustered = all("cluster" in t.column_names and t["cluster"].null_count == 0 for _, t in tables)
     return LongScores(
         arm=np.repeat([cell.arm or "" for cell, _ in tables], lengths),
         replicate=np.repeat([cell.replicate or 1 for cell, _ in tables], lengths),
         seed=np.repeat([cell.seed for cell, _ in tables], lengths),
         item=_column(tables, "item"),
         score=_column(tables, metric),
-        cluster=_column(tables, "cluster") if clustered and tables else None,
+        cluster=_clusters(tables),
     )
+
+
+def _clusters(tables: Sequence[tuple[Cell, Any]]) -> Any:
+    """Cluster of every row, an item without one being its own; None when no row has one."""
+    labels = [t["cluster"].to_pylist() if "cluster" in t.column_names else [None] * len(t) for _, t in tables]
+    if all(label is None for column in labels for label in column):
+        return None
+    items = [table["item"].to_pylist() for _, table in tables]
+    pairs = zip(chain(*labels), chain(*items), strict=True)
+    return np.array([item if label is None else label for label, item in pairs], dtype=str)
 
 
 def _column(tables: Sequence[tuple[Cell, Any]], name: str) -> Any:

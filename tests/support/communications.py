@@ -11,13 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from nullarm.protocols.kv_communication.parameters import Channel, Link, milestone
-from nullarm.protocols.kv_communication.tables import ITEMS, LATENCY, SECONDS, SENSITIVITY, STATISTICS
+from nullarm.protocols.kv_communication.tables import (
+    CALIBRATE,
+    ITEMS,
+    LATENCY,
+    SECONDS,
+    SENSITIVITY,
+    STATISTICS,
+    TRAIN_FUSER,
+)
 from nullarm.protocols.kv_communication.wire.codec import NAMED
+from nullarm.store.cell import CellWriter
+from nullarm.store.lease import Leases
 from nullarm.store.record import FinishedCell, Outcome
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell, make_plan
@@ -28,6 +38,9 @@ N = 40
 CHUNK = 25
 RECEIVER = "org/receiver"
 SHARERS = {"big": "org/sharer"}
+
+Cluster = Callable[[int], str | None]
+"""Which cluster an item belongs to, by its number."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class FakeArm:
 
 
 def _grid(codec: str, share: float = 1.0, order: Any = "front") -> Channel:
-    return Channel(codec=codec, proportion=share, order=order)
+    return Channel(codec=codec) if share == 1 else Channel(codec=codec, proportion=share, order=order)
 
 
 ARMS: Mapping[str, FakeArm] = {
@@ -69,7 +82,10 @@ def communication_store(
     datasets: Sequence[str] = ("words",),
     seeds: Sequence[int] = (0,),
     calibrate: bool = False,
+    train: bool = False,
     prefix: str = "little",
+    smoke: bool = False,
+    incomplete: Literal["invalid", "drop_seed"] = "invalid",
 ) -> StudyStore:
     """A study directory with one evaluation to run per arm, data set and seed, none of them begun."""
     first, second = list(arms)[:2]
@@ -81,7 +97,9 @@ def communication_store(
             "parameters": {"receiver": RECEIVER, "sharers": SHARERS},
             "factors": {"channel": {arm: {} for arm in arms}},
             "seeds": list(seeds),
+            "smoke": smoke,
             "analysis": {
+                "incomplete": incomplete,
                 "metric": "accuracy",
                 "margin": 0.2,
                 "resamples": 400,
@@ -92,17 +110,37 @@ def communication_store(
         }
     )
     cells = [_evaluate(n, arm, d, s, prefix) for s in seeds for n, arm in arms.items() for d in datasets]
-    calibrations = [_calibrate(seed) for seed in seeds if calibrate]
-    return StudyStore.create(root, study, make_plan([*calibrations, *cells]))
+    stages = [TRAIN_FUSER] * train + [CALIBRATE] * calibrate
+    others = [_of_fuser(stage, seed) for stage in stages for seed in seeds]
+    return StudyStore.create(root, study, make_plan([*others, *cells]))
+
+
+def modulo(clusters: int) -> Cluster:
+    """Item k belongs to cluster k modulo `clusters`."""
+    return lambda i: str(i % clusters)
+
+
+def alone(i: int) -> str | None:
+    """No item belongs to a cluster."""
+    return None
 
 
 def finish_all(
-    store: StudyStore, arms: Mapping[str, FakeArm] = ARMS, *, clusters: int | None = None, but: Sequence[str] = ()
+    store: StudyStore, arms: Mapping[str, FakeArm] = ARMS, *, cluster: Cluster = alone, but: Sequence[str] = ()
 ) -> None:
-    """Finish every cell but those of the arms in `but`; with `clusters`, item k belongs to cluster k modulo that."""
+    """Finish every cell but those of the arms in `but`."""
     for cell in store.plan:
         if cell.arm not in but:
-            finish(store, cell, arms.get(str(cell.arm)), clusters=clusters)
+            finish(store, cell, arms.get(str(cell.arm)), cluster=cluster)
+
+
+def begin(store: StudyStore, cell: Cell, arm: FakeArm, *, until: int, chunk: int = CHUNK) -> None:
+    """Commit the chunks of the first `until` items, and then stop as a preempted worker does."""
+    leases = Leases()
+    lease = store.claim(cell, leases)
+    assert lease is not None, "somebody holds the cell"
+    _write_chunks(CellWriter(store.paths.cell(cell.id), lease.attempt), item_rows(cell, arm, N, alone)[:until], chunk)
+    leases.release_all()
 
 
 def finish(
@@ -111,35 +149,42 @@ def finish(
     arm: FakeArm | None,
     *,
     n: int = N,
-    clusters: int | None = None,
+    cluster: Cluster = alone,
     outcome: Outcome = "ok",
     reason: str | None = None,
+    open_streams: int = 4,
 ) -> FinishedCell:
     """Write the artefacts of one cell, in chunks where it is an evaluation, and commit it."""
     writer = writer_of(store, cell)
-    if arm is None:
+    if cell.stage == CALIBRATE:
         writer.table_artefact(STATISTICS, pa.Table.from_pylist(statistics()))
         writer.table_artefact(SENSITIVITY, pa.Table.from_pylist(sensitivities()))
-    else:
-        rows = item_rows(cell, arm, n, clusters)
-        for start in range(0, n, CHUNK):
-            part = rows[start : start + CHUNK]
-            writer.table_chunk(f"items-{start:07d}", lambda part=part: _table(part))  # type: ignore[misc]
+    elif arm is not None:
+        rows = item_rows(cell, arm, n, cluster)
+        _write_chunks(writer, rows, CHUNK)
         writer.table_artefact(ITEMS, _table(rows).drop_columns(list(SECONDS)))
         writer.table_artefact(LATENCY, _table(rows).select(["item", *SECONDS]))
     writer.paths.log.write_text(f"Eval {cell.slice}: [0, {min(CHUNK, n)})\n", encoding="utf-8")
-    writer.commit({}, outcome=outcome, reason=reason, seconds=1.0, provenance={"python": "3.11"})
+    metrics = {"open_streams": open_streams} if cell.stage == TRAIN_FUSER else {}
+    writer.commit(metrics, outcome=outcome, reason=reason, seconds=1.0, provenance={"python": "3.11"})
     finished = store.observe(cell.id)
     assert finished is not None
     return finished
 
 
-def item_rows(cell: Cell, arm: FakeArm, n: int, clusters: int | None) -> list[dict[str, Any]]:
+def _write_chunks(writer: CellWriter, rows: Sequence[dict[str, Any]], chunk: int) -> None:
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        key = f"items-{start:08d}-{start + len(part):08d}"
+        writer.table_chunk(key, lambda part=part: _table(part))  # type: ignore[misc]
+
+
+def item_rows(cell: Cell, arm: FakeArm, n: int, cluster: Cluster) -> list[dict[str, Any]]:
     """The per-item table as rows."""
     return [
         {
             "item": f"{cell.slice}:{i:03d}",
-            "cluster": None if clusters is None else f"{cell.slice}:{i % clusters}",
+            "cluster": None if (label := cluster(i)) is None else f"{cell.slice}:{label}",
             "dataset": cell.slice,
             "accuracy": 0.0 if arm.wrong(i) or arm.error(i) else 1.0,
             "prediction": "B" if arm.wrong(i) else "A",
@@ -200,14 +245,14 @@ def _evaluate(name: str, arm: FakeArm, dataset: str, seed: int, prefix: str) -> 
             "sharers": SHARERS,
             "dataset": dataset,
             "link": Link().model_dump(mode="json"),
-            "fusers": {"default": {}} if arm.channel.via == "fuser" else {},
+            "fusers": {name: {} for name in arm.channel.fusers or ("default",)} if arm.channel.via == "fuser" else {},
             "run_tag_prefix": prefix,
         },
     )  # fmt: skip
 
 
-def _calibrate(seed: int) -> Cell:
+def _of_fuser(stage: str, seed: int) -> Cell:
     return Cell(
-        protocol="kv_communication", version=1, stage="calibrate", parameters={}, seed=seed, slice="default",
+        protocol="kv_communication", version=1, stage=stage, parameters={}, seed=seed, slice="default",
         settings={"run_tag_prefix": "little"},
     )  # fmt: skip

@@ -18,8 +18,13 @@ from support.rehearsals import laid_down, study, writer_of
 SEEDS = {"seeds": [0, 1, 2, 3, 4, 5]}
 
 
-def fill(store: StudyStore, effect: float, *, leave_out: int | None = None, clusters: bool = False) -> None:
-    """Finish all cells with planted scores: `effect` on the treated arm, small noise per cell."""
+def fill(
+    store: StudyStore, effect: float, *, leave_out: int | None = None, clusters: bool = False, lone: int = 0
+) -> None:
+    """Finish all cells with planted scores: `effect` on the treated arm, small noise per cell.
+
+    With `clusters` there are four of them, of which the first `lone` items are in none.
+    """
     rng = np.random.default_rng(7)
     items = [f"item-{i}" for i in range(20)]
     for cell in store.plan:
@@ -28,7 +33,7 @@ def fill(store: StudyStore, effect: float, *, leave_out: int | None = None, clus
             continue
         table = pa.table({"item": items, "score": noise + effect * (cell.arm == "treated")})
         if clusters:
-            table = table.append_column("cluster", pa.array([f"c{i // 5}" for i in range(20)]))
+            table = table.append_column("cluster", pa.array([None if i < lone else f"c{i // 5}" for i in range(20)]))
         writer = writer_of(store, cell)
         if cell.stage == "measure":
             writer.table_artefact("items", table)
@@ -154,3 +159,11 @@ def test_items_can_be_the_units_of_a_study_with_one_seed(tmp_path: Path) -> None
         judgement = analyse(store, ("measure",)).primary.judgement
         assert judgement.verdict == "CONFIRMED"
         assert (judgement.unit, judgement.n_seeds) == (unit, count)
+
+
+def test_items_without_a_cluster_are_units_beside_the_clusters(tmp_path: Path) -> None:
+    contrast = {"name": "effect", "treatment": "treated", "control": "sham", "test": "paired_items", "primary": True}
+    store = laid_down(tmp_path / "study", {"seeds": [0], "analysis.contrasts": [contrast]})
+    fill(store, 0.3, clusters=True, lone=7)  # the first of four clusters, and two items of the second
+    judgement = analyse(store, ("measure",)).primary.judgement
+    assert (judgement.unit, judgement.n_seeds) == ("clusters", 7 + 3)

@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nullarm.errors import ModelError
+from nullarm.errors import DatasetError, ModelError
 from nullarm.models.facts import parameter_count, tensor_shapes
 from nullarm.models.reference import Reference, parse
+from nullarm.models.tasks.base import Task
 from nullarm.models.tiny.build import ready_directory
 from nullarm.sites.preflight import Check, existing_parent
 from nullarm.store.files import read_json
 
 HUB_TIMEOUT_S = 10.0
-MODEL, DOWNLOADS = "model", "downloads"
+MODEL, TASK, DOWNLOADS = "model", "data set", "downloads"
 """Names of the checks."""
 
 
@@ -37,6 +38,19 @@ def model_access(model_ref: str, *, adapter: bool = False) -> Check:
         return Check(MODEL, False, error.problem, error.next_command or f"name a model that exists: {error.valid}")
     built = reference.kind == "random" or ready_directory(reference.name) is not None
     return Check(MODEL, True, f"{model_ref} is at hand" if built else f"{model_ref} is built on first use, in a minute")
+
+
+def task_access(name: str, task: Task) -> Check:
+    """Whether the items of a data set can be had: its test split is read.
+
+    Args:
+        name: What to call it.
+        task: The data set.
+    """
+    try:
+        return Check(TASK, True, f"{name}: {len(task.items('test')):,} items")
+    except DatasetError as error:
+        return Check(TASK, False, f"{name}: {error.problem}", error.next_command or error.valid)
 
 
 def downloads(refs: Iterable[str], home: Path | None = None) -> Check:
@@ -89,7 +103,7 @@ def _hub(reference: Reference) -> Check:
     if is_offline_mode():
         return Check(MODEL, False, f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
                      f"unset HF_HUB_OFFLINE, or on a machine with a network: {download}")  # fmt: skip
-    refusal = _refusal(reference)
+    refusal = hub_refusal(reference.name, reference.revision, "config.json")
     if refusal is None:
         return Check(MODEL, True, f"{name} can be downloaded" + (" with your token" if get_token() else ""))
     return Check(MODEL, False, *refusal)
@@ -118,28 +132,34 @@ def _cached_file(reference: Reference, name: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def _refusal(reference: Reference) -> tuple[str, str] | None:
-    """Why the hub would not hand the model out, with the cure; None when it would."""
+def hub_refusal(name: str, revision: str, file: str) -> tuple[str, str] | None:
+    """Why the hub would not hand out a file of a repository, with the cure; None when it would.
+
+    Args:
+        name: The repository, `org/name`.
+        revision: Its revision.
+        file: Path of the file in it.
+    """
     from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
 
-    page = f"https://huggingface.co/{reference.name}"
+    page = f"https://huggingface.co/{name}"
     login = "`hf auth login` with a token from https://huggingface.co/settings/tokens"
     licence = f"accept the licence at {page}" + ("" if get_token() else f", then {login}")
-    url = hf_hub_url(reference.name, "config.json", revision=reference.revision)
+    url = hf_hub_url(name, file, revision=revision)
     try:
         get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
     except errors.GatedRepoError:
-        return f"{reference.name} is gated and your account has no access", licence
+        return f"{name} is gated and your account has no access", licence
     except errors.RevisionNotFoundError:
-        return f"{reference.name} has no revision {reference.revision}", f"choose one of {page}/commits/main"
+        return f"{name} has no revision {revision}", f"choose one of {page}/commits/main"
     except errors.RepositoryNotFoundError:
-        return f"{reference.name} does not exist, or is private", f"check the name, or {login}"
+        return f"{name} does not exist, or is private", f"check the name, or {login}"
     except errors.EntryNotFoundError:
-        return f"{reference.name} has no config.json", "choose a model in the format of transformers"
+        return f"{name} has no {file}", f"look for it at {page}/tree/{revision}"
     except Exception as error:  # whatever the HTTP library of the day raises
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         return (
-            f"the hub cannot be reached ({reason}), so access to {reference.name} is not known",
+            f"the hub cannot be reached ({reason}), so access to {name} is not known",
             f"check the network, then {login}",
         )
     return None

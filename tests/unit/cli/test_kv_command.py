@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nullarm.protocols.kv_communication.runbook.options import RunbookOptions, overrides
+from nullarm.protocols.kv_communication.runbook.options import RunbookOptions
+from nullarm.protocols.kv_communication.runbook.overrides import overrides
 from nullarm.store.study_store import read_lock
 from nullarm.study.load import load_study
 from support.command import Outcome, nullarm
@@ -18,7 +19,7 @@ from support.communications import communication_store, finish_all
 from support.rehearsals import laid_down, writer_of
 
 NAMES = (
-    "RUN_MILESTONE_0", "RUN_MILESTONE_2", "RUN_MILESTONE_3", "RUN_MILESTONE_5", "CHUNK_SIZE", "EVAL_SMOKE",
+    *(f"RUN_MILESTONE_{n}" for n in range(6)), "C2C_CKPT_ROOT", "CHUNK_SIZE", "EVAL_SMOKE",
     "SMOKE_LIMIT", "RUN_TAG_PREFIX", "M3_KV_QUANT_SCHEME", "M3_PROPORTIONS", "M3_ORDER_MODES", "DRY_RUN", "PREFLIGHT",
     "SKIP_DONE", "FORCE_RERUN", "DEV_MODE",
 )  # fmt: skip
@@ -78,9 +79,7 @@ def test_options_are_settings_of_the_study(study: Path) -> None:
     assert said(study, base_model="org/a", teacher_model="org/b", checkpoint_dir="/fuser") == {
         "parameters.receiver": "org/a",
         "parameters.sharers.chat": "org/b",
-        "parameters.fusers.trained": {
-            "directory": "/fuser", "training": None, "train_items": None, "start_from": None, "codecs": [],
-        },
+        "parameters.fusers.trained": {"sharer": "chat", "directory": "/fuser"},
     }  # fmt: skip
     assert said(study, eval_smoke=True, smoke_limit=7, chunk_size=5, max_new_tokens=9, run_tag_prefix="x") == {
         "smoke": True, "parameters.limit": 7, "parameters.chunk_size": 5, "parameters.max_new_tokens": 9,
@@ -103,11 +102,97 @@ def test_the_sources_codec_with_another_axis(study: Path) -> None:
         ({0: True}, [0, 1]),
         ({0: True, 3: True, 2: False}, [0, 1, 3]),
         ({5: False}, [0, 1, 2, 3]),
+        ({1: True}, [0, 1, 2, 3, 5]),
+        ({1: False}, [0, 2, 3, 5]),
+        ({1: False, 3: True}, [3]),
     ],
 )
 def test_milestones(study: Path, asked: dict[int, bool], milestones: list[int]) -> None:
-    pairs = tuple((number, asked.get(number)) for number in (0, 2, 3, 5))
+    pairs = tuple((number, asked.get(number)) for number in (0, 1, 2, 3, 5))
     assert said(study, milestones=pairs) == {"parameters.milestones": milestones}
+
+
+def test_without_any_milestone_there_is_nothing_to_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (0, 2, 3, 5):
+        monkeypatch.setenv(f"RUN_MILESTONE_{number}", "0")
+    outcome = prepared(study)
+    assert outcome.code == 2
+    assert "no milestone is left to run; got 'RUN_MILESTONE_0=0 RUN_MILESTONE_2=0 " in outcome.error
+    assert "valid: RUN_MILESTONE_0=1, RUN_MILESTONE_2=1, RUN_MILESTONE_3=1, RUN_MILESTONE_5=1" in outcome.error
+
+
+def test_budget_curves_need_not_be_asked_for(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN_MILESTONE_4", "1")
+    outcome = prepared(study)
+    assert outcome.code == 0
+    assert outcome.err == "milestone 4 is always there: budget curves are drawn from whatever was run\n"
+    assert "milestones" not in parameters()
+
+
+def test_statistics_may_be_asked_for_and_refused(study: Path) -> None:
+    assert prepared(study, "--no-run-milestone-1").code == 0
+    assert parameters()["milestones"] == [0, 2, 3, 5]
+    assert prepared(study, "--force-rerun", "--kv-quant-collect-stats", "--kv-quant-scheme", "int4").code == 0
+    assert parameters()["milestones"] == [0, 1, 2]
+
+
+def test_an_axis_alone_is_the_quantised_run(study: Path) -> None:
+    axis = {"kind": "symmetric", "bits": 8, "axis": "layer"}
+    assert said(study, kv_quant_axis="layer") == {
+        "parameters.codecs.int8": axis, "parameters.milestones": [0, 2],
+        "parameters.grid": {"codecs": ["int8"], "proportions": [1.0], "orders": ["front"]},
+    }  # fmt: skip
+    for further in ({"m3_kv_quant_scheme": "int8"}, {"milestones": ((3, True),)}):
+        found = said(study, kv_quant_axis="layer", **further)
+        assert found["parameters.codecs.int8"] == axis
+        assert "parameters.grid" not in found
+
+
+def test_one_run_of_a_codec_that_the_study_names(study: Path) -> None:
+    outcome = prepared(
+        study, "--set", "parameters.codecs.tight={kind: nf4, group: 16}", "--kv-quant-scheme", "tight",
+    )  # fmt: skip
+    assert (outcome.code, outcome.err) == (0, "")
+    assert parameters()["milestones"] == [0, 2]
+
+
+def test_checkpoints_are_looked_for_under_their_root(study: Path, tmp_path: Path) -> None:
+    for folder in ("mine", "pair/final"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    root = tmp_path / "root"
+    fusers = 'parameters.fusers.{}={{sharer: chat, directory: "hf:org/repository/pair/{}"}}'
+    found = {"checkpoint_root": root, "checkpoint_dir": "mine"}
+    assert said(study, **found)["parameters.fusers.trained"]["directory"] == str(root / "mine")
+    assert said(study, **found | {"checkpoint_dir": "other"})["parameters.fusers.trained"]["directory"] == "other"
+    published = load_study(study, overrides=[fusers.format("b", "final@main"), fusers.format("c", "elsewhere")])
+    assert overrides(RunbookOptions(checkpoint_root=root), published) == [
+        f'parameters.fusers.b.directory="{root}/pair/final"',
+    ]  # fmt: skip
+    assert overrides(RunbookOptions(), published) == []
+
+
+def test_a_checkpoint_leaves_nothing_of_the_training(study: Path, tmp_path: Path) -> None:
+    shape = "parameters.fusers.trained.shape={hidden_dim: 8}"
+    (tmp_path / "fuser").mkdir()
+    asked = load_study(study, overrides=[shape])
+    pairs = overrides(RunbookOptions(checkpoint_dir="fuser"), asked)
+    found = load_study(study, overrides=[shape, *pairs]).parameters["fusers"]["trained"]
+    assert found == {"sharer": "chat", "directory": "fuser"}
+
+
+def test_json_and_a_verdict_that_is_required_are_passed_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("nullarm.cli.run.execute", lambda store, launch, **more: started.append(more))
+    outcome = nullarm("kv", "run", study, "--json", "--require-verdict")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert started == [{"require_verdict": True, "as_json": True}]
+    assert nullarm("kv", "run", study, "--json", "--dry-run").json["study"] == "few_bytes"
+
+
+def test_the_help_says_what_the_milestones_are() -> None:
+    shown = " ".join(nullarm("kv", "run", "--help").out.split())
+    for words in ("Milestone 0: baselines", "Milestone 1: statistics", "Milestone 4: budget curves, which are always"):
+        assert words in shown
 
 
 def test_environment_names_work(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,14 +281,36 @@ def test_a_directory_that_is_being_run_stays_where_it_is(study: Path, tmp_path: 
     ("arguments", "words"),
     [
         (("--disable-kv-quant", "--kv-quant-scheme", "int8"), "--disable-kv-quant and --kv-quant-scheme exclude"),
-        (("--kv-quant-scheme", "nf4", "--kv-quant-axis", "head"), "got 'nf4'; valid: int8, int4"),
-        (("--kv-quant-scheme", "int9"), "no 'int9'"),
+        (("--kv-quant-scheme", "fp16", "--kv-quant-axis", "head"), "got 'fp16'; valid: int8, int4"),
+        (
+            ("--kv-quant-scheme", "int3"),
+            "--kv-quant-scheme is no codec of few_bytes (did you mean 'int8'?); got 'int3'; "
+            "valid: fp32, bf16, fp16, int8, int4",
+        ),
+        (("--m3-kv-quant-scheme", "int3"), "--m3-kv-quant-scheme is no codec of few_bytes"),
+        (
+            ("--m3-proportions", "1,0"),
+            "'--m3-proportions' (env var: 'M3_PROPORTIONS'): got '0'; valid: numbers above 0, up to 1",
+        ),
+        (("--m3-proportions", "nan"), "got 'nan'; valid: numbers above 0"),
+        (
+            ("--m3-order-modes", "back,up"),
+            "'--m3-order-modes' (env var: 'M3_ORDER_MODES'): got 'up'; valid: front, back, middle",
+        ),
+        (("--run-tag-prefix", "../../evil"), "got '../../evil'; valid: a letter, then letters"),
+        (
+            ("--checkpoint-root", "nowhere"),
+            "'--checkpoint-root' (env var: 'C2C_CKPT_ROOT'): Directory 'nowhere' does not exist",
+        ),
         (
             ("--kv-cache-order-mode", "sideways", "--kv-cache-proportion", 0.5),
             "'sideways' is not one of 'front', 'back'",
         ),
         (("--kv-cache-proportion", 0), "0 is not in the range 0<x<=1"),
-        (("--m3-proportions", "1,half"), "'1,half' is no list of numbers"),
+        (
+            ("--m3-proportions", "1,half"),
+            "'--m3-proportions' (env var: 'M3_PROPORTIONS'): got 'half'; valid: numbers above 0",
+        ),
         (("--kv-quant-axis", "token"), "'token' is not one of 'head', 'layer'"),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_reachable_model_is_ready(hub: Callable[..., None]) -> None:
         (refused(errors.GatedRepoError), "is gated", "accept the licence at https://huggingface.co/mistralai/Mistral-7B-v0.1"),
         (refused(errors.RevisionNotFoundError), "has no revision 27d67f1b", "commits/main"),
         (refused(errors.RepositoryNotFoundError), "does not exist, or is private", "hf auth login"),
-        (errors.EntryNotFoundError("no file"), "has no config.json", "transformers"),
+        (errors.EntryNotFoundError("no file"), "has no config.json", "tree/27d67f1b"),
         (OSError("no route"), "cannot be reached (no route)", "check the network"),
         (RuntimeError("what an HTTP library raises"), "cannot be reached (what an", "hf auth login"),
     ],

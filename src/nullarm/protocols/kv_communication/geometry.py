@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from nullarm.models.facts import shape_facts
 
@@ -17,6 +17,20 @@ class Stream(NamedTuple):
 
     layer: int
     half: Half
+
+
+T = TypeVar("T", covariant=True)
+
+
+class ByLayer(Protocol[T]):
+    """Keys and values of layers, in a sequence or by the layer's number."""
+
+    def __getitem__(self, layer: int, /) -> tuple[T, T]: ...
+
+
+def of(kv: ByLayer[T], stream: Stream) -> T:
+    """The keys or values that a stream is, of all layers' (key, value)."""
+    return kv[stream.layer][HALVES.index(stream.half)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,10 +23,15 @@ LEFT_OUT = {
 }
 """Parameters outside of a cell's identity, and why."""
 
+Alignment = Literal["offsets", "one_id"]
+
 Order = Literal[
     "front", "back", "middle", "random", "key_norm", "value_norm", "expected_attention", "delta", "two_round"
 ]
 """Which tokens are sent when not all are: by place, by chance, or those of highest score."""
+
+BY_PLACE: tuple[Order, ...] = ("front", "back", "middle", "random")
+"""Orders that look at no cache."""
 
 
 class FuserShape(Strict):
@@ -41,11 +46,19 @@ class FuserShape(Strict):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of the feed-forward blocks."""
     layer_map: Literal["last_aligned", "k_nearest"] = "last_aligned"
-    """Which layer of the sharer each layer of the receiver reads."""
+    """Which layers of the sharer each layer of the receiver reads."""
+    sources: int = Field(default=1, ge=1)
+    """How many of them, where the map is `k_nearest`: each has a projector, and their changes are added up."""
     zero_init: bool = False
     """Begin as the identity."""
     final_temperature: float = Field(default=0.001, gt=0)
     """Of the gates at the end of training; they begin at 1."""
+
+    @model_validator(mode="after")
+    def _sources_are_those_of_the_map(self) -> FuserShape:
+        if self.sources > 1 and self.layer_map != "k_nearest":
+            raise ValueError(f"layer_map {self.layer_map} has one source for each layer: `sources` says nothing")
+        return self
 
 
 class FuserSettings(Strict):
@@ -63,6 +76,10 @@ class FuserSettings(Strict):
     """How it is trained."""
     train_items: int | None = Field(default=None, ge=1)
     """Training items, from the front of the split; all when left out."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Longer training examples, prompt and answer, are left out."""
+    alignment: Alignment = "offsets"
+    """Across tokenisers, in training: see the channel's."""
     codecs: tuple[Name, ...] = ()
     """Quantisation-aware: each step draws one of these codecs for the sharer's cache. None: the cache as it is."""
 
@@ -70,9 +87,12 @@ class FuserSettings(Strict):
     def _has_one_source(self) -> FuserSettings:
         if (self.directory is None) == (self.training is None):
             raise ValueError("a fuser has either a `directory` or `training`")
-        if self.directory is not None and (self.start_from or self.codecs or self.train_items):
+        trained_on = {"start_from": self.start_from, "codecs": self.codecs, "train_items": self.train_items}
+        if self.directory is not None and (vain := [name for name, value in trained_on.items() if value]):
+            raise ValueError(f"a fuser with a `directory` is not trained: {', '.join(vain)} says nothing")
+        if "shape" in self.model_fields_set and (self.directory is not None or self.start_from is not None):
             raise ValueError(
-                "a fuser with a `directory` is not trained: `start_from`, `codecs`, `train_items` say nothing"
+                "a fuser from a `directory`, or that starts from another, has its shape: `shape` says nothing"
             )
         return self
 
@@ -80,15 +100,17 @@ class FuserSettings(Strict):
 class Allocation(Strict):
     """Bits by stream: each stream of the sharer at the width that costs least for its bytes."""
 
-    bits: tuple[Bits, ...] = Field(default=(1, 2, 3, 4, 8), min_length=2)
-    """Widths to choose from."""
+    bits: tuple[Bits, ...] = ()
+    """Widths to choose from; all that the codec has when left out."""
     mean_bits: float = Field(gt=0, le=8)
     """Budget: as many bytes as the codec takes with all streams at this many bits, in between two widths as well."""
 
     @model_validator(mode="after")
     def _budget_suffices(self) -> Allocation:
-        if self.mean_bits < min(self.bits):
-            raise ValueError(f"mean_bits {self.mean_bits:g} is less than the narrowest of `bits`, {min(self.bits)}")
+        if len(self.bits) == 1:
+            raise ValueError(f"there is nothing to choose: `bits` is {self.bits[0]} alone")
+        if self.bits and not min(self.bits) <= self.mean_bits <= max(self.bits):
+            raise ValueError(f"mean_bits {self.mean_bits:g} is not within `bits`, {min(self.bits)} to {max(self.bits)}")
         return self
 
 
@@ -113,7 +135,7 @@ class Channel(Strict):
     """Share of the prompt's tokens that is sent and fused."""
     order: Order = "front"
     """Which ones."""
-    alignment: Literal["offsets", "one_id"] = "offsets"
+    alignment: Alignment = "offsets"
     """Across tokenisers: by characters, the sharer reading its own tokens, or (legacy) one sharer id per token."""
     fusion: Literal["whole", "as_it_goes"] = "whole"
     """Both prefills first, or (legacy) section by section, later ones reading what was fused before."""
@@ -137,6 +159,10 @@ class Channel(Strict):
             raise ValueError(f"via {self.via} sends no cache: {', '.join(vain)} says nothing")
         if self.via != "text" and self.text_bytes is not None:
             raise ValueError(f"via {self.via} sends no text: text_bytes says nothing")
+        if self.proportion == 1 and "order" in self.model_fields_set:
+            raise ValueError("the whole prompt is sent (proportion 1): order says nothing")
+        if len(self.fusers) < 2 and "combine" in self.model_fields_set:
+            raise ValueError("there is one fuser: combine says nothing")
         if self.via in ("fuser", "receiver") and self.sharer is not None:
             raise ValueError(f"via {self.via}: sharer says nothing")
         return self
@@ -147,7 +173,7 @@ class Grid(Strict):
 
     codecs: tuple[Name, ...] = ("int8",)
     """Codecs by name."""
-    proportions: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1)
+    proportions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.75, 0.5, 0.25, 0.1)
     """Shares of the tokens; 1 is one arm whatever the order."""
     orders: tuple[Order, ...] = ("front", "back")
     """Which tokens."""
@@ -155,7 +181,7 @@ class Grid(Strict):
     def channels(self) -> dict[str, Channel]:
         """By name."""
         return {
-            _grid_name(codec, share, order): Channel(codec=codec, proportion=share, order=order)
+            _grid_name(codec, share, order): _point(codec, share, order)
             for codec in self.codecs
             for share in self.proportions
             for order in (self.orders if share < 1 else ("front",))
@@ -165,8 +191,9 @@ class Grid(Strict):
 class Text(Strict):
     """Text-to-text: the sharer writes, the receiver reads it before it answers."""
 
-    request: str = "{prompt}"
-    """What the sharer is asked; `{prompt}` is the item's prompt."""
+    request: str | None = None
+    """What the sharer is asked, `{prompt}` being the item's prompt. When left out, a chat model is asked for the
+    background knowledge in one sentence, any other goes on from the prompt."""
     reply: str = "{text}\n\n{prompt}"
     """What the receiver then reads, where there is no chat template; with one, the text is an earlier turn."""
     max_new_tokens: int = Field(default=256, ge=1)
@@ -233,7 +260,7 @@ class KvCommunicationParameters(Strict):
     """Items between two commits."""
     link: Link = Link()
     """The wire, for times."""
-    run_tag_prefix: str = ""
+    run_tag_prefix: Name | None = None
     """Ends the names of the runbook's run directories; the study's name when left out."""
 
     @model_validator(mode="after")
@@ -243,8 +270,14 @@ class KvCommunicationParameters(Strict):
             if fuser.start_from is not None:
                 earlier = list(self.fusers)[: list(self.fusers).index(name)]
                 _refuse_unknown(f"fusers.{name}.start_from", fuser.start_from, earlier)
+                if (sharer := self.fusers[fuser.start_from].sharer) != fuser.sharer:
+                    raise ValueError(
+                        f"fusers.{name}.start_from: {fuser.start_from!r} reads {sharer!r}, not {fuser.sharer!r}"
+                    )
             for codec in fuser.codecs:
                 _refuse_unknown(f"fusers.{name}.codecs", codec, self.codec_table)
+        for codec in self.grid.codecs if self.grid else ():
+            _refuse_unknown("grid.codecs", codec, self.codec_table)
         for name, channel in self.all_channels().items():
             _refuse_unknown(f"channels.{name}.codec", channel.codec, self.codec_table)
             if channel.sharer is not None:
@@ -260,6 +293,8 @@ class KvCommunicationParameters(Strict):
                 if len(known) == 1 or (odd := set(channel.allocation.bits) - set(known)):
                     wrong = f"codes of {sorted(odd)} bits" if len(known) > 1 else "bits to allocate"
                     raise ValueError(f"channels.{name}: codec {channel.codec!r} has no {wrong}; valid: {known}")
+                if not min(known) <= channel.allocation.mean_bits <= max(known):
+                    raise ValueError(f"channels.{name}.allocation.mean_bits: codec {channel.codec!r} has {known}")
         return self
 
     @property
@@ -269,11 +304,11 @@ class KvCommunicationParameters(Strict):
 
     def all_channels(self) -> dict[str, Channel]:
         """The declared channels, and those of the grid that are not among them."""
-        declared = set(map(_content, self.channels.values()))
+        declared = {_content(channel): name for name, channel in self.channels.items()}
         grid = self.grid.channels() if self.grid else {}
-        return dict(self.channels) | {
-            name: c for name, c in grid.items() if name not in self.channels and _content(c) not in declared
-        }
+        if clash := [name for name, c in grid.items() if name in self.channels and _content(c) not in declared]:
+            raise ValueError(f"channels.{clash[0]} differs from the arm of the grid of this name: call it otherwise")
+        return dict(self.channels) | {name: c for name, c in grid.items() if _content(c) not in declared}
 
     def fusers_of(self, channel: Channel) -> tuple[str, ...]:
         """Names of the fusers that a channel uses."""
@@ -282,23 +317,32 @@ class KvCommunicationParameters(Strict):
         return channel.fusers or tuple(self.fusers)[:1]
 
 
-def milestone(channel: Channel) -> int:
+def milestone(channel: Channel, codecs: Mapping[str, Codec] = NAMED) -> int:
     """Which of the runbook's milestones an arm belongs to.
 
     0: no cache is sent, or a whole one without quantisation; 2: quantised at full length; 3: part of the tokens, by
-    place; 5: other fusers than the study's first, bits by stream, tokens chosen by score.
+    place; 5: other fusers than the study's first, bits by stream, tokens chosen by score, legacy ways.
+
+    Args:
+        channel: How the arm communicates.
+        codecs: By name.
     """
     if channel.via != "fuser" or channel.sharer_cache != "own":
         return 0
-    if channel.fusers or channel.allocation or channel.order not in ("front", "back", "middle", "random"):
+    legacy = channel.alignment != "offsets" or channel.fusion != "whole"
+    if channel.fusers or channel.allocation or legacy or channel.order not in BY_PLACE:
         return 5
     if channel.proportion < 1:
         return 3
-    return 0 if channel.codec in ("fp32", "bf16", "fp16") else 2
+    return 0 if codecs[channel.codec].kind == "raw" else 2
 
 
 def _content(channel: Channel) -> str:
     return channel.model_dump_json()
+
+
+def _point(codec: str, share: float, order: Order) -> Channel:
+    return Channel(codec=codec) if share == 1 else Channel(codec=codec, proportion=share, order=order)
 
 
 def _grid_name(codec: str, share: float, order: str) -> str:

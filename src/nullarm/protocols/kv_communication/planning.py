@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nullarm.errors import ModelError, StudyError, nearest
-from nullarm.models.facts import parameter_count
+from nullarm.errors import DatasetError, ModelError, StudyError, nearest
+from nullarm.models.facts import architecture
 from nullarm.models.reference import content_id
-from nullarm.models.tasks.base import AnsweredTask
+from nullarm.models.tasks.base import AnsweredTask, Split
 from nullarm.models.tasks.factory import make_task
+from nullarm.protocols.kv_communication.estimates import TRAINING, Estimates
 from nullarm.protocols.kv_communication.fuser.reference import fuser_content_id
-from nullarm.protocols.kv_communication.geometry import Geometry
-from nullarm.protocols.kv_communication.parameters import (
-    LEFT_OUT,
-    Channel,
-    FuserSettings,
-    KvCommunicationParameters,
-    milestone,
-)
+from nullarm.protocols.kv_communication.parameters import LEFT_OUT, Channel, KvCommunicationParameters, milestone
+from nullarm.protocols.kv_communication.selection.known_queries import QUERIES_KNOWN
 from nullarm.protocols.kv_communication.tables import CALIBRATE, EVALUATE, TRAIN_FUSER
+from nullarm.protocols.kv_communication.wire.codec import widths
 from nullarm.sites.devices import find_device
 from nullarm.study.identity import identifying
-from nullarm.study.plan import Cell, Estimate
+from nullarm.study.plan import Cell
 from nullarm.study.spec import Study
 
 METRICS = ("accuracy", "log_likelihood")
-BYTES_PER_ITEM = 120
-"""Of a row in the per-item table, compressed."""
-LOAD_BYTES_PER_S = 1e9
-"""Weights from disk to device."""
+OUTSIDE_OF_TRAINING = ("checkpoint_every", "keep_checkpoints", "gradient_checkpointing")
+"""Settings of a training run that do not change what comes out."""
+ASKS_ITSELF = {"expected_attention": "sharer", "two_round": "receiver"}
+"""Orders that look at a model's queries, and whose."""
 
 
 def kv_communication_cells(study: Study, parameters: KvCommunicationParameters, version: int) -> list[Cell]:
     """All cells, in an order in which each follows what it needs.
 
     Raises:
-        StudyError: An arm has no channel, or a channel no arm; the metric is not measured.
-        DatasetError: A task is wrong, or has no answers to compare with.
-        ModelError: A model reference is wrong.
+        StudyError: An arm has no channel, or a channel no arm; the metric is not measured; no arm is to be run.
+        DatasetError: A task is wrong, or has no split that is needed.
+        ModelError: A model reference is wrong, or a model has no queries to choose tokens by.
     """
     _match_arms(study, parameters)
     metrics = METRICS[:1] if parameters.answer_by == "generation" else METRICS
     if study.analysis.metric not in metrics:
         hint = nearest(study.analysis.metric, metrics)
         raise StudyError(f"analysis.metric {study.analysis.metric!r} is not measured{hint}", valid=metrics)
-    return list(_Planner(study, parameters, version).cells())
+    planner = _Planner(study, parameters, version)
+    if not planner.channels:
+        raise StudyError(
+            "no arm belongs to these milestones",
+            value=list(parameters.milestones),
+            valid=sorted({milestone(c, parameters.codec_table) for c in parameters.all_channels().values()}),
+        )
+    planner.check_queries()
+    return list(planner.cells())
 
 
 def datasets(parameters: KvCommunicationParameters) -> dict[str, AnsweredTask]:
@@ -79,6 +83,11 @@ def answered_task(settings: Mapping[str, Any]) -> AnsweredTask:
 
 
 def _match_arms(study: Study, parameters: KvCommunicationParameters) -> None:
+    if len(study.factors) > 1:
+        raise StudyError(
+            "this protocol takes one factor, whose arms are channels", value=list(study.factors),
+            next_command="put all arms under one factor",
+        )  # fmt: skip
     channels = parameters.all_channels()
     for name in study.arms:
         if name not in channels:
@@ -101,16 +110,39 @@ class _Planner:
     parameters: KvCommunicationParameters
     version: int
 
-    def cells(self) -> Any:
+    @cached_property
+    def channels(self) -> dict[str, Channel]:
+        """The arms of the milestones that are to be run."""
+        codecs, wanted = self.parameters.codec_table, self.parameters.milestones
+        return {
+            name: channel
+            for name, channel in self.parameters.all_channels().items()
+            if milestone(channel, codecs) in wanted
+        }
+
+    def check_queries(self) -> None:
+        """Refuse to choose tokens by the queries of a model whose class does not show them."""
+        for name, channel in self.channels.items():
+            whose = ASKS_ITSELF.get(channel.order)
+            refs = [self.parameters.receiver] if whose == "receiver" else self._refs(self._sharers(channel))
+            for ref in refs if whose and channel.proportion < 1 else ():
+                if (known := architecture(ref)) is not None and known not in QUERIES_KNOWN:
+                    raise ModelError(
+                        f"channels.{name}: order {channel.order} needs the queries of the {whose}",
+                        value=known, valid=sorted(QUERIES_KNOWN),
+                    )  # fmt: skip
+
+    def cells(self) -> Iterator[Cell]:
+        """Seed by seed."""
         for seed in self.study.seeds:
             trained: dict[str, Cell] = {}
             for name in self._fusers_used:
                 if self.parameters.fusers[name].directory is None:
                     trained[name] = self._train(name, seed, trained)
-            calibrated = {name: self._calibrate(name, seed, trained) for name in self._calibrated}
+            calibrated = {pair: self._calibrate(*pair, seed, trained) for pair in self._calibrations}
             yield from trained.values()
             yield from calibrated.values()
-            for arm, channel in self._channels.items():
+            for arm, channel in self.channels.items():
                 for dataset, task in self._tasks.items():
                     yield self._evaluate(arm, channel, dataset, task, seed, trained, calibrated)
 
@@ -119,115 +151,134 @@ class _Planner:
         return datasets(self.parameters)
 
     @cached_property
-    def _training_task(self) -> AnsweredTask:
-        settings = self.parameters.training_task
-        return next(iter(self._tasks.values())) if settings is None else answered_task(settings)
+    def _training_settings(self) -> dict[str, Any]:
+        return self.parameters.training_task or self.parameters.tasks[0]
 
-    @cached_property
-    def _channels(self) -> dict[str, Channel]:
-        """The arms of the milestones that are to be run."""
-        return {
-            name: channel
-            for name, channel in self.parameters.all_channels().items()
-            if milestone(channel) in self.parameters.milestones
-        }
+    def _training_task(self, split: Split) -> AnsweredTask:
+        """The task that fusers are trained and codecs calibrated on, which has to have that split.
+
+        Raises:
+            DatasetError: It has not.
+        """
+        task = answered_task(self._training_settings)
+        try:
+            task.count(split)
+        except DatasetError as error:
+            what = "fusers are trained" if split == "train" else "codecs are calibrated"
+            raise DatasetError(
+                f"{what} on the {split} split of `training_task`: {error.problem}",
+                value=self._training_settings, next_command="set parameters.training_task",
+            ) from error  # fmt: skip
+        return task
 
     @cached_property
     def _fusers_used(self) -> list[str]:
         """By the arms, or started from; in the order of the study, in which each follows what it starts from."""
-        used = {name for channel in self._channels.values() for name in self.parameters.fusers_of(channel)}
+        used = {name for channel in self.channels.values() for name in self.parameters.fusers_of(channel)}
         for name in reversed(self.parameters.fusers):
             if name in used and (first := self.parameters.fusers[name].start_from):
                 used.add(first)
         return [name for name in self.parameters.fusers if name in used]
 
     @cached_property
-    def _calibrated(self) -> list[str]:
-        """Fusers whose streams are measured: those of a quantising arm, where milestone 1 or an allocation asks."""
-        found = {
-            name
-            for channel in self._channels.values()
-            if channel.via == "fuser" and (channel.allocation or 1 in self.parameters.milestones)
-            for name in self.parameters.fusers_of(channel)
-        }
-        return [name for name in self._fusers_used if name in found]
+    def _calibrations(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """Which (fuser, codec) are measured, for milestone 1 or an allocation, and the widths that arms allocate."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for channel in self.channels.values():
+            for name in self.parameters.fusers_of(channel):
+                if channel.allocation or 1 in self.parameters.milestones:
+                    bits = found.setdefault((name, channel.codec), set())
+                    bits |= set(self._allocated(channel))
+        return {pair: tuple(sorted(bits)) for pair, bits in found.items()}
+
+    def _allocated(self, channel: Channel) -> tuple[int, ...]:
+        """Widths that an arm chooses from."""
+        if channel.allocation is None:
+            return ()
+        return channel.allocation.bits or widths(self.parameters.codec_table[channel.codec])
 
     def _train(self, name: str, seed: int, trained: Mapping[str, Cell]) -> Cell:
         fuser = self.parameters.fusers[name]
+        first = [fuser.start_from] if fuser.start_from else []
         training = identifying(fuser, {})["training"]
-        outside = {key: training.pop(key) for key in ("checkpoint_every", "keep_checkpoints", "gradient_checkpointing")}
+        outside = {key: training.pop(key) for key in OUTSIDE_OF_TRAINING}
         asked = {
             "training": training,
             "train_items": fuser.train_items,
-            "shape": fuser.shape.model_dump(mode="json") if fuser.start_from is None else None,
+            "max_tokens": fuser.max_tokens,
+            "alignment": fuser.alignment,
+            "shape": None if first else fuser.shape.model_dump(mode="json"),
+            "start_from": fuser.start_from,
             "codecs": [self._codec(codec) for codec in fuser.codecs],
             **self._kept("chat_template", "answer_prefix", "dtype"),
         }
+        task = self._training_task("train")
+        items = training["steps"] * training["gradient_accumulation"] * training["batch_size"]
         return self._cell(
-            TRAIN_FUSER, seed, asked, [name], slice=name,
-            inputs=self._models(fuser.sharer) | {"task": self._training_task.content_id()},
-            needs={"start_from": trained[fuser.start_from].id} if fuser.start_from else {},
+            TRAIN_FUSER, seed, asked, [name, *first], slice=name,
+            inputs=self._models(fuser.sharer) | {"task": task.content_id()},
+            needs=self._needed_fusers(first, trained),
             settings={"training": outside, "task": self._training_settings},
-            estimate=self._training(fuser),
+            estimate=self._estimates.of(self._refs([fuser.sharer], receiver=True), task, items, flops=TRAINING),
         )  # fmt: skip
 
-    def _calibrate(self, name: str, seed: int, trained: Mapping[str, Cell]) -> Cell:
-        used = [c for c in self._channels.values() if name in self.parameters.fusers_of(c)]
-        codecs = sorted({c.codec for c in used})
-        widths: dict[str, list[int]] = {}
-        for channel in used:
-            if channel.allocation:
-                widths[channel.codec] = sorted({*widths.get(channel.codec, []), *channel.allocation.bits})
+    def _calibrate(self, name: str, codec: str, seed: int, trained: Mapping[str, Cell]) -> Cell:
+        bits = self._calibrations[name, codec]
         asked = {
-            "codecs": {codec: self._codec(codec) for codec in codecs},
-            "widths": widths,
+            "fuser": name,
+            "codec_name": codec,
+            "codec": self._codec(codec),
+            "widths": list(bits),
             **self._kept("calibration_items", "chat_template", "answer_prefix", "dtype"),
         }
+        sharer, task = self.parameters.fusers[name].sharer, self._training_task("dev")
+        refs = self._refs([sharer], receiver=True)
+        streams = 2 * 28  # a usual depth: each is quantised by itself, at every width
         return self._cell(
-            CALIBRATE, seed, asked, [name], slice=name,
-            inputs=self._models(self.parameters.fusers[name].sharer) | {"task": self._training_task.content_id()},
+            CALIBRATE, seed, asked, [name], slice=f"{name}-{codec}",
+            inputs=self._models(sharer) | {"task": task.content_id()},
             needs=self._needed_fusers([name], trained),
             settings={"task": self._training_settings},
-            estimate=self._forwards(
-                self.parameters.calibration_items * (1 + 10 * sum(map(len, widths.values()))),
-                [self.parameters.fusers[name].sharer],
-            ),
+            estimate=self._estimates.of(refs, task, self.parameters.calibration_items * (1 + streams * len(bits))),
         )  # fmt: skip
 
     def _evaluate(
         self, arm: str, channel: Channel, dataset: str, task: AnsweredTask, seed: int, trained: Mapping[str, Cell],
-        calibrated: Mapping[str, Cell],
+        calibrated: Mapping[tuple[str, str], Cell],
     ) -> Cell:  # fmt: skip
         names = self.parameters.fusers_of(channel)
         said = channel.model_dump(mode="json") | {"codec": self._codec(channel.codec), "fusers": list(names)}
+        if channel.allocation:
+            said["allocation"]["bits"] = list(self._allocated(channel))
         asked = {
             "channel": said,
             "text": self.parameters.text.model_dump(mode="json") if channel.via == "text" else None,
-            **self._kept(
-                "answer_by", "max_new_tokens", "chat_template", "answer_prefix", "limit", "error_share", "dtype"
-            ),
+            **self._kept("answer_by", "chat_template", "answer_prefix", "limit", "error_share", "dtype"),
+            "max_new_tokens": self.parameters.max_new_tokens if self.parameters.answer_by == "generation" else 0,
         }
         needs = self._needed_fusers(names, trained)
         if channel.allocation:
-            needs["calibration"] = calibrated[names[0]].id
-        sharers = [self.parameters.fusers[name].sharer for name in names] or [self._sharer(channel)]
+            needs["calibration"] = calibrated[names[0], channel.codec].id
+        sharers, answers = self._sharers(channel), channel.via != "sharer"
         items = min(task.count("test"), self.parameters.limit or task.count("test"))
         return self._cell(
             EVALUATE, seed, asked, names, arm=arm, slice=dataset, needs=needs,
-            inputs=self._models(*sharers) | {"task": task.content_id()},
+            inputs=self._models(*sharers, receiver=answers) | {"task": task.content_id()},
             settings={
                 "channel": channel.model_dump(mode="json"),
                 "codec": self._codec(channel.codec),
-                "sharer": sharers[0],
-                "milestone": milestone(channel),
+                "sharer": next(iter(sharers), None),
+                "milestone": milestone(channel, self.parameters.codec_table),
                 "dataset": dataset,
                 "task": self.parameters.tasks[list(self._tasks).index(dataset)],
             },
-            estimate=self._forwards(items, sharers, written=self._written(channel)),
+            estimate=self._estimates.of(
+                self._refs(sharers, receiver=answers), task, items, written=self._written(channel)
+            ),
         )  # fmt: skip
 
     def _cell(
-        self, stage: str, seed: int, parameters: dict[str, Any], fusers: Any, *, settings: dict[str, Any],
+        self, stage: str, seed: int, parameters: dict[str, Any], fusers: Iterable[str], *, settings: dict[str, Any],
         inputs: dict[str, str], **more: Any,
     ) -> Cell:  # fmt: skip
         given = {name: self.parameters.fusers[name] for name in fusers}
@@ -255,21 +306,27 @@ class _Planner:
             **more,
         )
 
-    def _needed_fusers(self, names: Any, trained: Mapping[str, Cell]) -> dict[str, str]:
+    def _needed_fusers(self, names: Iterable[str], trained: Mapping[str, Cell]) -> dict[str, str]:
         return {f"fuser:{name}": trained[name].id for name in names if name in trained}
 
-    def _models(self, *sharers: str) -> dict[str, str]:
-        """Content ids of the receiver and of the sharers that a cell loads."""
-        refs = {f"sharer:{name}": self.parameters.sharers[name] for name in sharers}
-        return {role: content_id(ref) for role, ref in {"receiver": self.parameters.receiver, **refs}.items()}
+    def _sharers(self, channel: Channel) -> list[str]:
+        """Names of the sharers that an arm loads."""
+        if channel.via == "receiver":
+            return []
+        if channel.via == "fuser":
+            return [self.parameters.fusers[name].sharer for name in self.parameters.fusers_of(channel)]
+        return [channel.sharer or next(iter(self.parameters.sharers))]
 
-    def _sharer(self, channel: Channel) -> str:
-        return channel.sharer or next(iter(self.parameters.sharers))
+    def _models(self, *sharers: str, receiver: bool = True) -> dict[str, str]:
+        """Content ids of the models that a cell loads."""
+        refs = {"receiver": self.parameters.receiver} if receiver else {}
+        refs |= {f"sharer:{name}": self.parameters.sharers[name] for name in sharers}
+        return {role: content_id(ref) for role, ref in refs.items()}
 
-    def _written(self, channel: Channel) -> int:
-        """Tokens that an item takes to write, at most: the sharer's text, and a generated answer."""
-        answer = self.parameters.max_new_tokens if self.parameters.answer_by == "generation" else 0
-        return answer + (self.parameters.text.max_new_tokens if channel.via == "text" else 0)
+    def _refs(self, sharers: Iterable[str], *, receiver: bool = False) -> list[str]:
+        return [self.parameters.receiver] * receiver + [
+            self.parameters.sharers[name] for name in dict.fromkeys(sharers)
+        ]
 
     def _codec(self, name: str) -> dict[str, Any]:
         return self.parameters.codec_table[name].model_dump(mode="json")
@@ -278,36 +335,12 @@ class _Planner:
         known = identifying(self.parameters, LEFT_OUT)
         return {name: known[name] for name in names}
 
+    def _written(self, channel: Channel) -> int:
+        """Tokens that an item takes to write, at most: the sharer's text, and a generated answer."""
+        answer = self.parameters.max_new_tokens if self.parameters.answer_by == "generation" else 0
+        return answer + (self.parameters.text.max_new_tokens if channel.via == "text" else 0)
+
     @cached_property
-    def _training_settings(self) -> dict[str, Any]:
-        return self.parameters.training_task or self.parameters.tasks[0]
-
-    def _forwards(self, items: int, sharers: Iterable[str], factor: float = 2.0, written: int = 0) -> Estimate:
-        """2N a token of all models, a pass for each token that a batch writes, and the weights' way to the device.
-
-        Without a model's shape there is no telling.
-        """
-        device, task = find_device(self.study.resources.device), next(iter(self._tasks.values()))
-        refs = [self.parameters.receiver, *(self.parameters.sharers[name] for name in set(sharers))]
-        try:
-            sizes = [parameter_count(ref) for ref in refs]
-            width = sum(2 * (g := Geometry.of_reference(ref)).layers * g.width for ref in refs)
-        except ModelError:
-            return Estimate(disk_bytes=items * BYTES_PER_ITEM)
-        number = 4 if self.parameters.dtype == "float32" else 2
-        batches = items / self.parameters.evaluation_batch_size
-        return Estimate(
-            seconds=sum(sizes) * number / LOAD_BYTES_PER_S
-            + items * (factor * task.tokens_per_item + 2 * written) * sum(sizes) / device.flops_per_s
-            + batches * (2 + written) * device.step_overhead_s,
-            disk_bytes=items * BYTES_PER_ITEM,
-            memory_bytes=sum(sizes) * number
-            + 3 * number * width * self.parameters.evaluation_batch_size * task.tokens_per_item,
-        )
-
-    def _training(self, fuser: FuserSettings) -> Estimate:
-        """Forward through both models, and back through the receiver's last tokens and the fuser."""
-        if fuser.training is None:
-            return Estimate()
-        items = fuser.training.steps * fuser.training.gradient_accumulation * fuser.training.batch_size
-        return self._forwards(items, [fuser.sharer], factor=6.0)
+    def _estimates(self) -> Estimates:
+        device = find_device(self.study.resources.device)
+        return Estimates(device, self.parameters.dtype, self.parameters.evaluation_batch_size)

@@ -39,12 +39,20 @@ class KvCommunication(Protocol[KvCommunicationParameters]):
         return Design(least_attainable_p(study), primary_effect(study), notes(parameters), refusals(study))
 
     def checks(self, study: Study) -> list[Check]:
-        """Access to every model, and room for what has to be downloaded."""
-        from nullarm.protocols.model_access import downloads, model_access
+        """Access to every model, fuser and data set, and room for what has to be downloaded."""
+        from nullarm.protocols.kv_communication.fuser.access import fuser_access
+        from nullarm.protocols.kv_communication.planning import datasets
+        from nullarm.protocols.model_access import downloads, model_access, task_access
 
         parameters = self.parameters(study)
         refs = dict.fromkeys([parameters.receiver, *parameters.sharers.values()])
-        return [*(model_access(ref) for ref in refs), downloads(refs)]
+        fusers = dict.fromkeys(f.directory for f in parameters.fusers.values() if f.directory is not None)
+        return [
+            *(model_access(ref) for ref in refs),
+            *(fuser_access(ref) for ref in fusers),
+            *(task_access(name, task) for name, task in datasets(parameters).items()),
+            downloads(refs),
+        ]
 
     def run_cell(self, context: CellContext) -> CellResult:
         """The work of one stage."""

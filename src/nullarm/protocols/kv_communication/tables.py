@@ -25,7 +25,7 @@ each item, float64, its share of its batch's. The transfer is not in it: `Link.s
 
 SECONDS = ("sharer_s", "encode_s", "decode_s", "receiver_s", "fuse_s", "answer_s")
 """Columns of `latency`: the sharer's prefill, or its writing of text; encoding, with the choice of tokens; decoding;
-the receiver's prefill; fusion; the answer.
+the receiver's prefill, in legacy fusion with the fusing that is part of it; fusion; the answer.
 """
 
 STATISTICS = "statistics"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from nullarm.models.shapes import SHAPES
 from nullarm.protocols.kv_communication.communication.exchange import Heard
 from nullarm.protocols.kv_communication.communication.fuse import Contribution, source_index
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled, prefill
+from nullarm.protocols.kv_communication.communication.rendering import Rendered
 from nullarm.protocols.kv_communication.fuser import C2CProjector, Fuser
 from nullarm.protocols.kv_communication.geometry import Geometry
 
@@ -64,6 +67,22 @@ def contribution(fuser: Fuser, model: Any, heard: list[Heard]) -> Contribution:
     """What a sharer gives, without a wire between."""
     cache = prefill(model, [h.ids for h in heard])
     return Contribution(fuser, dict(enumerate(cache.kv)), source_index(heard, cache.mask))
+
+
+def read_as(ids: list[int]) -> Rendered:
+    """A prompt of these tokens, of which nothing else matters."""
+    return Rendered("", ids, None, (0, 0), (0, 0), templated=False)
+
+
+@contextmanager
+def poisoned(model: Any, token: int) -> Iterator[None]:
+    """Within, whoever reads this token computes with no numbers."""
+
+    def hook(_: Any, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == token)[..., None], torch.nan)
+
+    with model.get_input_embeddings().register_forward_hook(hook):
+        yield
 
 
 def row_of(cache: Prefilled, row: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nullarm.protocols.kv_communication.budget.curve import Point, curve_points, frontier, rows, write_curve
+from nullarm.protocols.kv_communication.budget.curve import rows, write_curve
 from nullarm.protocols.kv_communication.budget.evaluations import evaluations
+from nullarm.protocols.kv_communication.budget.points import Point, curve_points, frontier
 from nullarm.protocols.kv_communication.parameters import Link
 from nullarm.store.study_store import StudyStore
 from support.communications import ARMS, communication_store, finish, finish_all

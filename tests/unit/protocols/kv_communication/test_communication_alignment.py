@@ -8,11 +8,11 @@ from itertools import accumulate, permutations
 from typing import Any
 
 import pytest
+from communication_single import rendered
 from communication_tokenizers import MERGES, byte_bpe, slow, token_bytes, unigram, word_pieces, words
 
 from nullarm.errors import ModelError
 from nullarm.protocols.kv_communication.communication.alignment import by_offsets, one_id_each
-from nullarm.protocols.kv_communication.communication.rendering import rendered
 
 PIECES = ["the ", "cat", " sat", "  ", "\n\n", "émile", "😀", " 😀", "a", " catalogue", "é", "12", " ", "\t", "日本"]
 MERGE_LISTS = [[], MERGES, MERGES[:8], ["Ġ ð", *MERGES], ["a t", "Ġ s", "Ġs at", "m i", "Ġ Ġ"]]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any
 
 import pytest
 import torch
-from communication_models import prompts, receiver, tiny
+from communication_models import poisoned, prompts, receiver, tiny
 from torch import Tensor
 
 from nullarm.protocols.kv_communication.communication import answer
@@ -162,3 +163,24 @@ def test_gradients_of_the_cache_are_those_of_finite_differences() -> None:
     # logits are fp32 whatever the weights are, which bounds what a difference can show
     assert float(numeric) == pytest.approx(float((gradient * direction).sum()), rel=1e-2)
     assert gradient[1, :, :2].eq(0).all()
+
+
+def test_without_numbers_nothing_is_written_and_nothing_is_likely() -> None:
+    model, rows = receiver(), prompts(5, 3, 8)
+    rows[1][0] = 2
+    with poisoned(model, 2):
+        cache, last = prefill(model, [row[:-1] for row in rows]), [row[-1] for row in rows]
+        written = generate(model, cache, last, 4, ())
+        scores = choice_log_likelihoods(model, cache, last, [[[10], [11, 12]]] * 3)
+    clean = generate(model, prefill(model, [row[:-1] for row in rows]), last, 4, ())
+    assert written == [clean[0], None, clean[2]]
+    assert [[isnan(value) for value in values] for values in scores] == [[False] * 2, [True] * 2, [False] * 2]
+
+
+def test_numbers_that_are_lost_on_the_way_spoil_the_row() -> None:
+    model, row = receiver(), prompts(6)[0]
+    cache = prefill(model, [row[:-1]])
+    (first,) = generate(model, cache, row[-1:], 1, ())
+    assert first is not None
+    with poisoned(model, first[0]):
+        assert generate(model, cache, row[-1:], 4, ()) == [None]

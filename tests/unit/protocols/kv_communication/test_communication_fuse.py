@@ -116,9 +116,9 @@ def test_batch_size_changes_no_answer(legacy: bool, combine: Combine) -> None:
     fusers = [open_fuser(model, target, seed=n) for n, model in enumerate(models)]
     own = [heard(rows, seed=n) for n in range(2)]
 
-    def answers(batch: int) -> tuple[list[float], list[list[int]]]:
+    def answers(batch: int) -> tuple[list[float], list[list[int] | None]]:
         values: list[float] = []
-        written: list[list[int]] = []
+        written: list[list[int] | None] = []
         for part in (slice(i, i + batch) for i in range(0, len(rows), batch)):
             prefixes, last = [r[:-1] for r in rows[part]], [r[-1] for r in rows[part]]
             given = [contribution(f, m, h[part]) for f, m, h in zip(fusers, models, own, strict=True)]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from communication_models import largest_difference, prompts, receiver, row_of, tiny
 
-from nullarm.errors import ModelError
+from nullarm.errors import DatasetError, ModelError
 from nullarm.models.anatomy import SUPPORTED
-from nullarm.protocols.kv_communication.communication.prefill import prefill
+from nullarm.protocols.kv_communication.communication.prefill import prefill, refuse_too_long, without_last
 
 TOLERANCE = 1e-5
 """fp32: rounding of matrix products of other sizes."""
@@ -46,6 +46,24 @@ def test_rows_may_be_empty() -> None:
     assert largest_difference(row_of(cache, 1), row_of(prefill(model, [[7, 8, 9]]), 0)) < TOLERANCE
     assert all(half.isfinite().all() for layer in cache.kv for half in layer)
     assert prefill(model, [[], []]).mask.tolist() == [[False], [False]]
+
+
+@pytest.mark.parametrize("lengths", [(5, 1, 3), (1, 1)])
+def test_without_last_is_the_cache_of_the_rows_but_for_their_last_tokens(lengths: tuple[int, ...]) -> None:
+    model, rows = receiver(), prompts(*lengths)
+    found, expected = without_last(prefill(model, rows)), prefill(model, [row[:-1] for row in rows])
+    assert torch.equal(found.mask, expected.mask)
+    assert torch.equal(found.positions, expected.positions)
+    for i in range(len(rows)):
+        assert largest_difference(row_of(found, i), row_of(expected, i)) < TOLERANCE
+
+
+def test_what_a_model_has_no_positions_for_is_refused() -> None:
+    model = tiny("tiny-gpt2", max_position_embeddings=12)
+    refuse_too_long(model, 12)
+    prefill(model, prompts(12))
+    with pytest.raises(DatasetError, match="a prompt is longer than the model's context; got '13 tokens'; valid: 12"):
+        refuse_too_long(model, 13)
 
 
 def test_the_head_is_not_run_and_no_graph_is_kept() -> None:

@@ -9,8 +9,8 @@ import torch
 from communication_models import tiny
 from communication_tokenizers import MERGES, TEMPLATE, TRIMMING_TEMPLATE, byte_bpe
 
-from nullarm.errors import ModelError
-from nullarm.protocols.kv_communication.communication.text import BACKGROUND_REQUEST, asked, cut, reading, written
+from nullarm.errors import DatasetError, InvalidResult, ModelError
+from nullarm.protocols.kv_communication.communication.text import asked, cut, readings, written
 from nullarm.protocols.kv_communication.parameters import Text
 
 PROMPTS = ["the cat", "the cat sat on {text} 😀", "a"]
@@ -52,7 +52,7 @@ def test_text_is_cut_at_a_character(limit: int | None, kept: str) -> None:
 
 def test_the_receiver_reads_an_earlier_turn_in_a_chat() -> None:
     settings = Text(request="About: {prompt}")
-    read = reading(byte_bpe(template=TEMPLATE), "the cat", "It sat.", settings, chat_template=True)
+    (read,) = readings(byte_bpe(template=TEMPLATE), ["the cat"], ["It sat."], settings, chat_template=True)
     assert read.text == "<bos><user>About: the cat</><assistant>It sat.</><user>the cat</><assistant>"
     assert read.text[slice(*read.message)] == "the cat"
     assert read.message[0] > 40
@@ -60,17 +60,43 @@ def test_the_receiver_reads_an_earlier_turn_in_a_chat() -> None:
 
 def test_the_receiver_reads_the_reply_template_without_a_chat() -> None:
     tokenizer = byte_bpe(MERGES[:5])
-    read = reading(tokenizer, "a {text} b", "x {prompt} {y}", Text(reply="{text}|{prompt}|{z}"), chat_template=False)
+    settings = Text(reply="{text}|{prompt}|{z}")
+    (read,) = readings(tokenizer, ["a {text} b"], ["x {prompt} {y}"], settings, chat_template=False)
     assert read.text == "x {prompt} {y}|a {text} b|{z}"
     assert tokenizer.decode(read.ids) == read.text
 
 
-def test_the_default_requests() -> None:
-    assert asked(Text(), "the cat") == "the cat"
-    assert asked(Text(request=BACKGROUND_REQUEST), "the cat").startswith("the cat\n\n")
+def test_a_chat_model_is_asked_for_background_knowledge_and_any_other_goes_on_from_the_prompt() -> None:
+    assert asked(Text(), "the cat", chat_template=False) == "the cat"
+    in_chat = asked(Text(), "the cat", chat_template=True)
+    assert in_chat.startswith("the cat\n\nIn one sentence, state the background knowledge")
+    for chat_template in (False, True):
+        assert asked(Text(request="of {prompt}"), "the cat", chat_template=chat_template) == "of the cat"
+    (read,) = readings(byte_bpe(template=TEMPLATE), ["the cat"], ["It sat."], Text(), chat_template=True)
+    assert read.text == f"<bos><user>{in_chat}</><assistant>It sat.</><user>the cat</><assistant>"
 
 
 def test_a_chat_needs_a_template() -> None:
     with pytest.raises(ModelError, match="the model has no chat template"):
-        reading(byte_bpe(), "a", "b", Text(), chat_template=True)
-    assert reading(byte_bpe(template=TRIMMING_TEMPLATE), "a", "b", Text(), chat_template=True).ids
+        readings(byte_bpe(), ["a"], ["b"], Text(), chat_template=True)
+    assert readings(byte_bpe(template=TRIMMING_TEMPLATE), ["a"], ["b"], Text(), chat_template=True)[0].ids
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_a_request_with_its_text_must_fit_the_sharers_context(name: str) -> None:
+    tokenizer = byte_bpe()
+    model = tiny(name, vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=None)
+    fits, longer = "a" * 8, "a" * 9
+    assert len(tokenizer(fits)["input_ids"]) == 8
+    settings = Text(request="{prompt}", max_new_tokens=9)
+    (text,) = written(model, tokenizer, [fits], settings, chat_template=False)
+    assert text
+    with pytest.raises(DatasetError, match="a prompt is longer than the model's context; got '17 tokens'; valid: 16"):
+        written(model, tokenizer, [fits, longer], settings, chat_template=False)
+
+
+def test_a_sharer_without_numbers_writes_nothing() -> None:
+    model = tiny("tiny-llama", vocab_size=len(byte_bpe()))
+    model.lm_head.weight[7] = torch.nan
+    with pytest.raises(InvalidResult, match="the sharer's logits are not numbers; got 'the cat'"):
+        written(model, byte_bpe(), ["the cat"], Text(max_new_tokens=2), chat_template=False)

@@ -120,10 +120,28 @@ def test_nothing_has_to_be_sent_when_all_gates_are_closed() -> None:
 def test_in_training_everything_is_sent_but_what_fixed_gates_leave_out() -> None:
     made = fuser(gates=-1.0).train()
     assert len(made.streams()) == 6
-    made.fix_gates()
-    assert made.streams() == ()
     made[3].gate_logit("key").data.fill_(1)
+    made.fix_gates()
     assert made.streams() == ((2, "key"),)
+
+
+def test_fixed_gates_leave_to_train_what_is_behind_open_ones() -> None:
+    made = fuser()
+    close(made, 1, "key")
+    close(made, 3, "key", "value")
+    made.fix_gates()
+    trained = {name for name, p in made.named_parameters() if p.requires_grad}
+    expected = {
+        name
+        for name, _ in made.named_parameters()
+        if "gate" not in name and not name.startswith(("projectors.1.key_", "projectors.3."))
+    }
+    assert trained == expected
+
+
+def test_a_fuser_without_an_open_gate_has_nothing_to_train() -> None:
+    with pytest.raises(ModelError, match="every gate of the fuser is closed: nothing to train"):
+        fuser(gates=-1.0).fix_gates()
 
 
 def test_only_the_streams_are_read() -> None:

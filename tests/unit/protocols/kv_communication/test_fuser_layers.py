@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nullarm.errors import StudyError
-from nullarm.protocols.kv_communication.fuser import LAYER_MAPS, k_nearest, last_aligned
+from nullarm.protocols.kv_communication.fuser import k_nearest, last_aligned, layer_map
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,10 @@ def test_k_out_of_range_is_refused(k: int) -> None:
 
 
 def test_maps_are_found_by_name() -> None:
-    assert LAYER_MAPS["last_aligned"](24, 28) == last_aligned(24, 28)
-    assert LAYER_MAPS["k_nearest"](24, 28, k=2) == k_nearest(24, 28, 2)
+    assert layer_map("last_aligned", 24, 28) == last_aligned(24, 28)
+    assert layer_map("k_nearest", 24, 28, sources=2) == k_nearest(24, 28, 2)
+    with pytest.raises(StudyError, match="layer map last_aligned has one source for each layer; got 2; valid: 1, or"):
+        layer_map("last_aligned", 24, 28, sources=2)
 
 
 def test_maps_load_no_torch_and_the_rest_is_there_when_asked_for() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kv_studies import study
+from kv_studies import TRAINING, study
 
 from nullarm.errors import StudyError
 from nullarm.protocols.kv_communication.parameters import Channel, Grid, KvCommunicationParameters, Link, milestone
@@ -23,11 +23,17 @@ def test_a_grid_names_every_combination_and_a_whole_prompt_once() -> None:
 
 
 def test_a_point_of_the_grid_that_is_declared_is_that_arm() -> None:
-    declared = {"eight": {"codec": "int8"}, "int8_p0p5_back": {"proportion": 0.5, "order": "back"}}
+    declared = {"eight": {"codec": "int8"}, "half": {"codec": "int8", "proportion": 0.5, "order": "back"}}
     found = parameters(declared, grid={"proportions": [1.0, 0.5], "orders": ["back"]}).all_channels()
 
-    assert set(found) == {"alone", "c2c", "eight", "int8_p0p5_back"}
-    assert found["int8_p0p5_back"].codec == "bf16"
+    assert set(found) == {"alone", "c2c", "eight", "half"}
+
+
+def test_a_channel_with_the_name_of_another_point_of_the_grid_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"channels\.int8 differs from the arm of the grid of this name"):
+        parameters({"int8": {"codec": "int4"}}, grid={})
+    with pytest.raises(StudyError, match=r"grid\.codecs: no 'int3'"):
+        parameters(grid={"codecs": ["int3"]})
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,9 @@ def test_a_point_of_the_grid_that_is_declared_is_that_arm() -> None:
         ({"via": "text"}, 0),
         ({}, 0),
         ({"codec": "fp32"}, 0),
+        ({"codec": "mine"}, 0),
+        ({"fusion": "as_it_goes", "proportion": 0.5}, 5),
+        ({"alignment": "one_id"}, 5),
         ({"sharer_cache": "shuffled", "codec": "int8"}, 0),
         ({"codec": "int8"}, 2),
         ({"codec": "int8", "proportion": 0.5, "order": "back"}, 3),
@@ -46,7 +55,8 @@ def test_a_point_of_the_grid_that_is_declared_is_that_arm() -> None:
     ],
 )
 def test_every_arm_belongs_to_one_milestone(channel: dict[str, Any], expected: int) -> None:
-    assert milestone(Channel.model_validate(channel)) == expected
+    codecs = parameters(codecs={"r": {"kind": "rotated"}, "mine": {"kind": "raw", "dtype": "float16"}}).codec_table
+    assert milestone(Channel.model_validate(channel), codecs) == expected
 
 
 def test_time_on_the_link() -> None:
@@ -65,12 +75,17 @@ def test_time_on_the_link() -> None:
         ({"codec": "int7"}, r"channels.odd.codec: no 'int7' \(did you mean 'int8'\?\); valid: \['bf16'"),
         ({"fusers": ["man"]}, r"channels.odd.fusers: no 'man' \(did you mean 'main'\?\)"),
         ({"via": "sharer", "sharer": "cat"}, r"channels.odd.sharer: no 'cat' \(did you mean 'chat'\?\)"),
-        ({"codec": "int8", "allocation": {"mean_bits": 2}}, r"codec 'int8' has no codes of \[1\] bits; valid: \(2, 3"),
+        ({"codec": "int8", "allocation": {"bits": [1, 2], "mean_bits": 2}},
+         r"codec 'int8' has no codes of \[1\] bits; valid: \(2, 3"),
+        ({"codec": "int8", "allocation": {"mean_bits": 1.5}}, r"mean_bits: codec 'int8' has \(2, 3, 4, 8\)"),
+        ({"codec": "r", "allocation": {"bits": [2], "mean_bits": 2}}, "nothing to choose: `bits` is 2 alone"),
         ({"codec": "fp16", "allocation": {"mean_bits": 2}}, "codec 'fp16' has no bits to allocate"),
-        ({"codec": "r", "allocation": {"bits": [2, 4], "mean_bits": 1}}, "mean_bits 1 is less than the narrowest"),
+        ({"codec": "r", "allocation": {"bits": [2, 4], "mean_bits": 1}}, "mean_bits 1 is not within `bits`, 2 to 4"),
         ({"proportion": 0.0}, "greater than 0"),
+        ({"order": "back"}, r"the whole prompt is sent \(proportion 1\): order says nothing"),
+        ({"combine": "parallel"}, "there is one fuser: combine says nothing"),
     ],
-)
+)  # fmt: skip
 def test_a_channel_that_makes_no_sense_is_refused(channel: dict[str, Any], words: str) -> None:
     with pytest.raises(StudyError, match=words):
         parameters({"odd": channel}, codecs={"r": {"kind": "rotated"}})
@@ -81,13 +96,16 @@ def test_a_channel_that_makes_no_sense_is_refused(channel: dict[str, Any], words
     [
         ({"sharer": "cat", "directory": "x"}, "fusers.odd.sharer: no 'cat'"),
         ({"sharer": "chat"}, "either a `directory` or `training`"),
-        ({"sharer": "chat", "directory": "x", "codecs": ["int8"]}, "is not trained: `start_from`, `codecs`"),
+        ({"sharer": "chat", "directory": "x", "codecs": ["int8"]}, "is not trained: codecs says nothing"),
         ({"sharer": "chat", "start_from": "odd", "training": {"steps": 1, "batch_size": 1, "learning_rate": 1}},
          r"fusers.odd.start_from: no 'odd'; valid: \['main'\]"),
+        ({"sharer": "chat", "directory": "x", "shape": {}}, "has its shape: `shape` says nothing"),
+        ({"sharer": "base", "start_from": "main", "training": TRAINING}, "'main' reads 'chat', not 'base'"),
+        ({"sharer": "chat", "shape": {"sources": 2}, "training": TRAINING}, "one source for each layer: `sources`"),
         ({"sharer": "chat", "codecs": ["in"], "training": {"steps": 1, "batch_size": 1, "learning_rate": 1}},
          "fusers.odd.codecs: no 'in'"),
     ],
 )  # fmt: skip
 def test_a_fuser_that_makes_no_sense_is_refused(fuser: dict[str, Any], words: str) -> None:
     with pytest.raises(StudyError, match=words):
-        parameters(fusers={"odd": fuser})
+        parameters(fusers={"odd": fuser}, sharers={"base": "builtin:world"})

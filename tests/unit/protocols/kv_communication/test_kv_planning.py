@@ -8,7 +8,7 @@ import pytest
 from kv_studies import STUDY, TRAINING, study
 
 from nullarm.conduct import prepare
-from nullarm.errors import ModelError, StudyError
+from nullarm.errors import DatasetError, ModelError, StudyError
 from nullarm.protocols.kv_communication.protocol import KvCommunication
 from nullarm.study.load import merged
 from nullarm.study.plan import Cell, Plan
@@ -28,7 +28,7 @@ def test_every_arm_is_evaluated_after_its_fuser() -> None:
     found = plan()
 
     assert [(c.stage, c.arm, c.slice) for c in found] == [
-        ("train_fuser", None, "main"), ("calibrate", None, "main"),
+        ("train_fuser", None, "main"), ("calibrate", None, "main-bf16"),
         ("evaluate", "alone", "world_relations"), ("evaluate", "c2c", "world_relations"),
     ]  # fmt: skip
     trained = next(iter(found))
@@ -46,7 +46,20 @@ def test_a_fuser_is_trained_only_where_an_arm_uses_it_or_starts_from_it() -> Non
     assert [c.slice for c in found if c.stage == "train_fuser"] == ["main", "qat"]
     by_id = found.by_id
     qat = by_id[arm(found, "tuned").needs["fuser:qat"]]
-    assert by_id[qat.needs["start_from"]].slice == "main"
+    assert by_id[qat.needs["fuser:main"]].slice == "main"
+
+
+def test_a_fuser_may_go_on_from_one_that_was_trained_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "projector_config.json").write_text("{}")
+    fusers = {
+        "elsewhere": {"sharer": "chat", "directory": str(tmp_path)},
+        "tuned": {"sharer": "chat", "start_from": "elsewhere", "training": TRAINING},
+    }
+    cell = next(c for c in plan({"t": {"fusers": ["tuned"]}}, fusers=fusers) if c.slice == "tuned")
+
+    assert cell.needs == {}
+    assert cell.inputs["fuser:elsewhere"].startswith("fuser:")
+    assert cell.settings["fusers"]["elsewhere"]["directory"] == str(tmp_path)
 
 
 def test_an_allocation_needs_the_calibration_of_all_widths_that_are_asked_of_the_codec() -> None:
@@ -57,7 +70,8 @@ def test_an_allocation_needs_the_calibration_of_all_widths_that_are_asked_of_the
     found = plan(channels, codecs={"r": {"kind": "rotated"}}, milestones=[5])
 
     calibrated = found.by_id[arm(found, "low").needs["calibration"]]
-    assert calibrated.parameters["widths"] == {"r": [1, 2, 8]}
+    assert calibrated.slice == "main-r"
+    assert calibrated.parameters["widths"] == [1, 2, 8]
     assert {c.arm for c in found if c.stage == "evaluate"} == {"low", "high"}
 
 
@@ -66,6 +80,26 @@ def test_milestones_choose_the_arms() -> None:
 
     assert {c.arm for c in plan(channels, milestones=[0]) if c.arm} == {"alone", "c2c"}
     assert {c.arm for c in plan(channels, milestones=[3]) if c.arm} == {"half"}
+    with pytest.raises(StudyError, match=r"no arm belongs to these milestones; got \[5\]; valid: 0, 2, 3"):
+        plan(channels, milestones=[5])
+
+
+def test_a_new_arm_runs_no_other_again() -> None:
+    mixed = {"m": {"codec": "r", "allocation": {"bits": [1, 2], "mean_bits": 1.5}}}
+    codecs = {"r": {"kind": "rotated"}}
+    before = {cell.id for cell in plan(mixed, codecs=codecs)}
+    after = {cell.id for cell in plan({**mixed, "eight": {"codec": "int8"}}, codecs=codecs)}
+
+    assert before < after
+    assert len(after) == len(before) + 2  # the arm, and what is measured of its codec
+
+
+def test_what_an_arm_does_not_load_is_none_of_its_inputs() -> None:
+    found = plan({"s": {"via": "sharer"}}, max_new_tokens=5)
+
+    assert set(arm(found, "alone").inputs) == {"receiver", "task"}
+    assert set(arm(found, "s").inputs) == {"sharer:chat", "task"}
+    assert {c.id for c in found} == {c.id for c in plan({"s": {"via": "sharer"}})}  # nothing is generated
 
 
 def test_where_and_how_fast_is_no_part_of_a_cells_identity() -> None:
@@ -120,6 +154,7 @@ def test_a_missing_fuser_directory_names_itself() -> None:
         ({"analysis": {"metric": "js"}}, "analysis.metric 'js' is not measured; valid: accuracy, log_likelihood"),
         ({"parameters": {"answer_by": "generation"}, "analysis": {"metric": "log_likelihood"}}, "valid: accuracy$"),
         ({"parameters": {"tasks": [{"kind": "glue"}]}}, "task 'glue' has no answers in words"),
+        ({"factors": {"more": {"x": {}}}}, r"takes one factor, whose arms are channels; got \['channel', 'more'\]"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(change: dict[str, Any], words: str) -> None:
@@ -143,3 +178,17 @@ def test_the_published_pairs_are_planned_without_their_weights(profile: str | No
     assert not [c for c in found.plan if c.stage == "train_fuser"]
     heterogeneous = {c.arm for c in found.plan} & {"llama_1b", "qwen3_4b", "two_sharers"}
     assert bool(heterogeneous) == (profile is None)
+
+
+def test_the_split_that_fusers_are_trained_on_has_to_be_there(tmp_path: Path) -> None:
+    rows = '{"question": "q", "choices": ["a", "b", "c", "d"], "answer": 0, "error_type": "ok"}\n' * 9
+    (tmp_path / "anatomy").mkdir()
+    (tmp_path / "anatomy" / "test.jsonl").write_text(rows)
+    with pytest.raises(DatasetError, match="fusers are trained on the train split of `training_task`"):
+        plan(training_task={"kind": "mmlu_redux", "path": str(tmp_path)})
+
+
+def test_tokens_are_not_chosen_by_queries_that_nobody_knows(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    with pytest.raises(ModelError, match=r"channels\.e: .* needs the queries of the sharer; got 'GPT2LMHeadModel'"):
+        plan({"e": {"proportion": 0.5, "order": "expected_attention"}}, sharers={"chat": str(tmp_path)})

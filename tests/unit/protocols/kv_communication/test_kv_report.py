@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from nullarm.analysis import analyse
+from nullarm.protocols.kv_communication.parameters import Channel
 from nullarm.protocols.kv_communication.report.document import document
-from nullarm.report import Document, Heatmap, IntervalPlot, Plot, Table, write_html, write_markdown
+from nullarm.protocols.kv_communication.tables import STATISTICS
+from nullarm.report import Document, Heatmap, IntervalPlot, Note, Plot, Table, Text, write_html, write_markdown
 from nullarm.store.study_store import StudyStore
-from support.communications import ARMS, communication_store, finish, finish_all
+from support.communications import ARMS, FakeArm, communication_store, finish, finish_all, modulo, statistics
+from support.rehearsals import writer_of
 
 FAULTY = {**ARMS, "int4": replace(ARMS["int4"], error=lambda i: "no letter <b>found</b>" if i in (3, 13) else None)}
 
@@ -81,30 +86,75 @@ def test_the_curve_is_logarithmic_and_marks_the_frontier(made: Document) -> None
     assert series["int8"].y_interval[0] is not None
 
 
-def test_the_grid_has_differences_intervals_and_adjusted_p(made: Document) -> None:
-    row = line(made, "words: accuracy minus that of c2c", "int4")
+def test_the_grid_has_differences_intervals_and_p(made: Document) -> None:
+    title = "words: accuracy minus that of c2c"
+    row = line(made, title, "int4")
     assert row["difference"] == pytest.approx(-0.15)
     assert row["p"] == pytest.approx(2 / 2**6)
-    assert "McNemar p" not in row
-    holm = row["Holm p"]
-    assert isinstance(holm, float)
-    assert holm > 2 / 2**6
-    assert row["verdict"] == "HARMFUL"
-    forest = block(made, "words: accuracy minus that of receiver", IntervalPlot)
+    assert (row["n"], row["verdict"]) == (40, "HARMFUL")
+    assert list(row) == ["arm", "difference", "low", "high", "p", "TOST p", "n", "verdict"]
+    forest = block(made, "words: accuracy minus that of receiver, intervals", IntervalPlot)
     assert isinstance(forest, IntervalPlot)
     assert forest.margin == 0.2
     assert {r.label: r.verdict for r in forest.rows}["c2c"] == "CONFIRMED"
 
 
+def test_every_verdict_has_its_reason_and_what_would_settle_it(made: Document) -> None:
+    title = "words: accuracy minus that of c2c, why"
+    assert str(line(made, title, "int4")["reason"]).startswith("Treated is below its control: -0.15")
+    assert line(made, title, "int4")["n that would settle it"] is None
+    assert str(line(made, title, "int8")["reason"]).startswith("Treated and control scores are identical on all 40")
+    open_one = line(made, title, "sharer")
+    assert str(open_one["reason"]).startswith("Neither an effect nor its absence is shown")
+    assert isinstance(open_one["n that would settle it"], int)
+    assert isinstance(open_one["detectable"], float)
+
+
+def test_no_two_headings_are_alike(made: Document) -> None:
+    titles = [b.title for s in made.sections for b in s.blocks if not isinstance(b, Text | Note)]
+    assert [title for title, count in Counter(titles).items() if count > 1] == []
+
+
 def test_clustered_items_are_said_to_be(tmp_path: Path) -> None:
     store = communication_store(tmp_path / "study")
-    finish_all(store, clusters=5)
+    finish_all(store, cluster=modulo(5))
     made = document_of(store)
     caption = table(made, "words: accuracy minus that of c2c").caption
-    assert caption.startswith("Paired by clusters; 90\u00a0% bootstrap intervals. Items come in clusters")
+    assert "n counts clusters" in caption
+    assert "“of accuracies” is the difference of the two accuracies above" in caption
     row = line(made, "words: accuracy minus that of c2c", "int4")
-    assert row["McNemar p"] == pytest.approx(0.125)
-    assert row["p"] != row["McNemar p"]
+    accuracy = {arm: line(made, "Accuracy and bytes: words", arm)["accuracy"] for arm in ("int4", "c2c")}
+    assert row["of accuracies"] == accuracy["int4"] - accuracy["c2c"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+def test_no_verdict_without_the_whole_study(tmp_path: Path, smoke: bool) -> None:
+    arms = {**ARMS, "text": replace(ARMS["text"], message_bytes=2000)}
+    store = communication_store(tmp_path / "study", arms, smoke=smoke)
+    finish_all(store, arms, but=[] if smoke else ["zeroed"])
+    made = document_of(store)
+    for reference in ("c2c", "receiver"):
+        shown = table(made, f"words: accuracy minus that of {reference}")
+        assert {row[shown.columns.index("verdict")] for row in shown.rows} == {"INVALID"}
+        assert {row[shown.columns.index("low")] for row in shown.rows} == {None}
+    assert line(made, "words: accuracy minus that of c2c", "int4")["difference"] == pytest.approx(-0.1)
+    equal = line(made, "At equal bytes: words", "text")
+    assert (equal["best cache no larger"], equal["low"], equal["p"]) == ("int8_p0p5_back", None, None)
+    (note,) = (b.text for s in made.sections for b in s.blocks if isinstance(b, Note) and "No verdict" in b.text)
+    reason = "this is a smoke run" if smoke else "1 of 9 cells are not finished, the first: seed 0 · zeroed · words"
+    assert note.startswith(f"No verdict on any arm: {reason}")
+
+
+def test_references_that_differ_are_named(tmp_path: Path) -> None:
+    arms = {
+        **{name: ARMS[name] for name in ("receiver", "c2c", "int4")},
+        "other": FakeArm(Channel(fusers=("other",)), lambda i: i % 2 == 0, 8000),
+        "other_int4": FakeArm(Channel(fusers=("other",), codec="int4"), lambda i: i % 2 == 0, 2000),
+    }
+    store = communication_store(tmp_path / "study", arms)
+    finish_all(store, arms)
+    title = "words: accuracy minus that of the unquantised cache, why"
+    assert line(document_of(store), title, "other_int4")["against"] == "other"
 
 
 def test_time_is_split_into_its_parts(made: Document) -> None:
@@ -118,7 +168,8 @@ def test_time_is_split_into_its_parts(made: Document) -> None:
 
 def test_text_at_equal_bytes_and_in_time(made: Document) -> None:
     equal = line(made, "At equal bytes: words", "text")
-    assert (equal["nearest cache"], equal["cache bytes"]) == ("int8_p0p5_back", 1900.0)
+    assert equal["best cache no larger"] == "none that small: the smallest cache is 1,900 bytes"
+    assert equal["difference"] is None
     crossing = table(made, "Crossing: words")
     assert crossing.columns == ("cache", "text", "crossing, Gbit/s", "the faster one")
     assert crossing.rows[0][3] == "text below, int8_p0p5_back above"
@@ -134,6 +185,30 @@ def test_layers_and_halves_are_mapped(made: Document) -> None:
     assert isinstance(damage, Heatmap)
     assert [panel.title for panel in damage.panels] == ["2 bits", "4 bits"]
     assert line(made, "default: quantisation errors, mean over streams", "int4")["bytes a token, all streams"] == 32.0
+
+
+def test_bytes_are_drawn_against_the_error(made: Document) -> None:
+    plot = block(made, "default: bytes against error of each codec", Plot)
+    assert isinstance(plot, Plot)
+    assert plot.x.log
+    assert plot.y.log
+    (panel,) = plot.panels
+    # Two layers of two halves at 8 bytes a token; the second layer has twice the error of the first.
+    assert {s.name: list(s.x) for s in panel.series} == {"int8": [32.0], "int4": [32.0]}
+    assert [s.y[0] for s in panel.series] == pytest.approx([0.015, 0.1875])
+
+
+def test_a_codec_without_error_is_in_the_table_alone(tmp_path: Path) -> None:
+    rows = [{**row, "relative_error": 0.0} if row["codec"] == "int8" else row for row in statistics()]
+    store = communication_store(tmp_path / "study", calibrate=True)
+    writer = writer_of(store, next(iter(store.plan)))
+    writer.table_artefact(STATISTICS, pa.Table.from_pylist(rows))
+    writer.commit({})
+    made = document_of(store)
+    plot = block(made, "default: bytes against error of each codec", Plot)
+    assert isinstance(plot, Plot)
+    assert [s.name for s in plot.panels[0].series] == ["int4"]
+    assert line(made, "default: quantisation errors, mean over streams", "int8")["relative error"] == 0.0
 
 
 def test_errors_are_counted_and_listed(made: Document) -> None:

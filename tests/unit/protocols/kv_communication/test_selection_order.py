@@ -7,7 +7,7 @@ import pytest
 
 from nullarm.errors import InvalidResult
 from nullarm.protocols.kv_communication.parameters import Order
-from nullarm.protocols.kv_communication.selection.order import choose, sharer_positions
+from nullarm.protocols.kv_communication.selection.order import choose
 
 CANDIDATES = [3, 4, 5, 8, 9, 10, 11, 20, 21, 30]
 SCORES = [0.0, 9.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0]
@@ -85,13 +85,3 @@ def test_what_an_order_needs_is_asked_for() -> None:
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(InvalidResult, match=r"a token's score is not a number; got .*nan"):
         choose("delta", 0.5, [1, 2], scores=[1.0, float("nan")])
-
-
-def test_a_sharer_token_that_several_receiver_tokens_take_is_sent_once() -> None:
-    source = [-1, 0, 2, 2, 5, 1]
-    assert sharer_positions([1, 2, 3, 5], source) == [0, 1, 2]
-    assert sharer_positions([], source) == []
-
-
-def test_a_receiver_token_without_a_sharer_token_asks_for_none() -> None:
-    assert sharer_positions([0, 4], [-1, 0, 2, 2, 5]) == [5]

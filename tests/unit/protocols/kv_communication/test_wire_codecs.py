@@ -25,7 +25,9 @@ from nullarm.protocols.kv_communication.wire.codec import (
     Symmetric,
 )
 from nullarm.protocols.kv_communication.wire.message import Message, decode, encode
-from nullarm.protocols.kv_communication.wire.schemes import LEVELS, rotate
+from nullarm.protocols.kv_communication.wire.normal_float import LEVELS
+from nullarm.protocols.kv_communication.wire.outlier import largest
+from nullarm.protocols.kv_communication.wire.rotated import rotate
 
 KEY, VALUE = Stream(0, "key"), Stream(0, "value")
 
@@ -166,6 +168,17 @@ def test_what_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
     message.streams[Stream(2, "value")][1, 3, 5] = value
     with pytest.raises(MessageError, match="the values of layer 2 cannot be sent: they have NaN or infinity"):
         encode(message, CODECS[name])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 300), st.floats(0.001, 0.25), st.integers(1, 40), st.integers(0, 2**32))
+def test_outliers_are_the_largest_and_of_equal_ones_the_first(n: int, share: float, kinds: int, seed: int) -> None:
+    """By Python's sort, of numbers with many ties, as those of bf16 have; every way of looking for them."""
+    x = torch.randint(-kinds, kinds + 1, (3, n), generator=torch.Generator().manual_seed(seed)).bfloat16() / 8
+    k = min(n, max(1, int(share * n)))
+    rows = [sorted((-abs(number), at) for at, number in enumerate(row)) for row in x.tolist()]
+    expected = [sorted(at for _, at in row[:k]) for row in rows]
+    assert largest(x, k).tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["fp16", "asymmetric4", "asymmetric1", "kivi4", "nf4", "outlier2"])

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullarm.protocols.kv_communication.wire.packing import pack, packed_bytes, unpack
+from nullarm.protocols.kv_communication.wire.packing import pack, unpack
+from nullarm.protocols.kv_communication.wire.planes import packed_bytes
 
 WIDTHS = (1, 2, 3, 4, 8)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,8 @@ from nullarm.stats.proportions import wilson
 from nullarm.stats.verdict import Interval
 
 POOLED = "all data sets"
-RAW_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 LEVEL, RESAMPLES = 0.95, 4_000
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ByItem:
         items: [items] ids.
         accuracy: [runs, items], a run being a seed.
         wire_bytes: [runs, items], messages and requests.
-        clusters: [items], or None when items are independent.
+        clusters: [items], an item without one being its own; None when no item has one.
     """
 
     items: npt.NDArray[np.str_]
@@ -61,14 +61,18 @@ class ArmResult:
         return tuple(e.cell.id for e in self.evaluations)
 
     @cached_property
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        """Seeds (and replicates) at which the arm ran."""
-        return tuple(sorted({e.runs_key for e in self.evaluations}))
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds at which the arm ran."""
+        return tuple(sorted({e.cell.seed for e in self.evaluations}))
+
+    def at(self, seeds: Collection[int]) -> ArmResult:
+        """Its evaluations at these seeds alone."""
+        return replace(self, evaluations=tuple(e for e in self.evaluations if e.cell.seed in seeds))
 
     @cached_property
     def by_item(self) -> ByItem | None:
         """Items line by line; None where not every run has the same ones."""
-        runs = [_run([e for e in self.evaluations if e.runs_key == key]) for key in self.runs]
+        runs = [_run([e for e in self.evaluations if e.cell.seed == seed]) for seed in self.seeds]
         if any(not np.array_equal(run.items, runs[0].items) for run in runs):
             return None
         accuracy, sent = (np.concatenate([getattr(r, name) for r in runs]) for name in ("accuracy", "wire_bytes"))
@@ -86,16 +90,22 @@ class ArmResult:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Wilson's where items are independent and ran once; else the bootstrap over seeds and items (clusters)."""
+        """Wilson's where items are independent and ran once; else the bootstrap over seeds and items (clusters).
+
+        Where all seeds and clusters are alike the bootstrap has nothing to vary, and says [1, 1] of three of them:
+        there it is Wilson's on the number of clusters (items). It is cut to [0, 1], where an accuracy is.
+        """
         found = self.by_item
         if found is None:
             return None
-        if len(found.accuracy) == 1 and found.clusters is None:
-            return wilson(round(found.accuracy.sum()), found.accuracy.size, level=LEVEL)
-        bootstrap = two_way_bootstrap(
-            found.accuracy, clusters=found.clusters, resamples=RESAMPLES, rng=np.random.default_rng(0)
-        )
-        return bootstrap.interval(LEVEL)
+        if len(found.accuracy) > 1 or found.clusters is not None:
+            rng = np.random.default_rng(0)
+            drawn = two_way_bootstrap(found.accuracy, clusters=found.clusters, resamples=RESAMPLES, rng=rng)
+            interval = drawn.interval(LEVEL)
+            if interval.high - interval.low > ROUNDING:
+                return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
+        units = len(found.items if found.clusters is None else np.unique(found.clusters))
+        return wilson(round(float(found.accuracy.mean()) * units), units, level=LEVEL)
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -138,39 +148,14 @@ def scopes(found: Sequence[Evaluation]) -> list[str]:
     return [*names, *([POOLED] if len(names) > 1 else [])]
 
 
-def unquantised(found: Iterable[Evaluation]) -> str | None:
-    """The arm that every codec is measured against: the whole own cache in the widest raw numbers; None without one."""
-    whole = [e for e in found if _is_whole(e)]
-    return min(whole, key=_preference).arm if whole else None
-
-
-def receiver_only(found: Iterable[Evaluation]) -> str | None:
-    """The receiver alone."""
-    return next((e.arm for e in found if e.channel["via"] == "receiver"), None)
-
-
-def _is_whole(e: Evaluation) -> bool:
-    c, codec = e.channel, e.cell.settings["codec"]
-    own = e.fused and c["sharer_cache"] == "own" and c["proportion"] == 1 and c["allocation"] is None
-    return bool(own and codec["kind"] == "raw")
-
-
-def _preference(e: Evaluation) -> tuple[bool, bool, bool, int]:
-    """One sharer, nothing legacy, the study's first fuser, and then wide numbers come first."""
-    legacy = e.channel["alignment"] != "offsets" or e.channel["fusion"] != "whole"
-    return (
-        len(e.cell.settings["fusers"]) > 1,
-        legacy,
-        bool(e.channel["fusers"]),
-        -RAW_BITS[e.cell.settings["codec"]["dtype"]],
-    )
-
-
 def _run(parts: Sequence[Evaluation]) -> ByItem:
     """One run; its data sets one after the other, then sorted by item."""
     items = np.concatenate([e.items for e in parts])
     order = np.argsort(items)
-    labels = [e.clusters for e in parts if e.clusters is not None]
-    clusters = np.concatenate(labels)[order] if len(labels) == len(parts) else None
-    accuracy = np.concatenate([e.numbers("accuracy") for e in parts])[order]
-    return ByItem(items[order], accuracy[None], np.concatenate([e.wire_bytes for e in parts])[order][None], clusters)
+    clustered = any(e.clusters is not None for e in parts)
+    clusters = np.concatenate([e.items if e.clusters is None else e.clusters for e in parts])[order]
+    accuracy, sent = (
+        np.concatenate(found)[order][None]
+        for found in ([e.numbers("accuracy") for e in parts], [e.wire_bytes for e in parts])
+    )
+    return ByItem(items[order], accuracy, sent, clusters if clustered else None)

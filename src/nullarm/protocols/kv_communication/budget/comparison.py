@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nullarm.protocols.kv_communication.budget.arms import (
-    ArmResult,
-    ByItem,
-    arm_results,
-    receiver_only,
-    scopes,
-    unquantised,
-)
+from nullarm.protocols.kv_communication.budget.arms import ArmResult, ByItem, arm_results, scopes
 from nullarm.protocols.kv_communication.budget.evaluations import Evaluation
+from nullarm.protocols.kv_communication.budget.references import receiver_only, unquantised
 from nullarm.stats.evidence import by_item
-from nullarm.stats.families import holm
 from nullarm.stats.judge import apply_holm, judge_equivalence, withhold
-from nullarm.stats.paired import McNemar, mcnemar_exact
+from nullarm.stats.paired import mcnemar_exact
 from nullarm.stats.verdict import Judgement, PValues, Verdict
 from nullarm.study.spec import Analysis
 
@@ -30,19 +23,18 @@ class Compared:
 
     Attributes:
         result: The arm.
-        difference: Mean difference in accuracy over the units; None where the two cannot be paired.
+        reference: What it is measured against.
+        difference: Mean difference in accuracy over the units, which are of one weight whatever their size; None where
+            the two cannot be paired.
         judgement: What the engine says: interval, one-sided and equivalence p, minimum detectable effect, verdict.
-        mcnemar: Exact test on right and wrong items; None where an item was asked more than once.
-        p: Two-sided, the one that Holm reads: McNemar's for independent items, else that of the t test over units.
-        p_adjusted: After Holm over the arms of the comparison.
+        p: Two-sided, unadjusted: McNemar's for independent items, else that of the t test over units.
     """
 
     result: ArmResult
+    reference: ArmResult
     difference: float | None
     judgement: Judgement
-    mcnemar: McNemar | None
-    p: float | None
-    p_adjusted: float | None = None
+    p: float | None = None
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -50,57 +42,89 @@ class Compared:
         interval = self.judgement.interval
         return (interval.low, interval.high) if interval else None
 
+    @property
+    def plain_difference(self) -> float:
+        """Difference of the two accuracies, in which each item has one weight."""
+        return self.result.accuracy - self.reference.accuracy
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms against one reference on one data set: the family that is adjusted together."""
+    """All arms against what they are measured against, on one data set: the family that is adjusted together.
+
+    Attributes:
+        dataset: The data set, or all of them.
+        against: The reference in words: an arm's name where it is one for all rows.
+        rows: One for each arm.
+    """
 
     dataset: str
-    reference: ArmResult
+    against: str
     rows: tuple[Compared, ...]
 
     @property
-    def unit(self) -> str:
-        """What was counted: items, or clusters of them."""
-        return next((row.judgement.unit for row in self.rows), "items")
+    def references(self) -> list[str]:
+        """Names of the arms that are measured against."""
+        return list(dict.fromkeys(row.reference.arm for row in self.rows))
+
+    @property
+    def clustered(self) -> bool:
+        """Whether clusters of items were counted, and not items."""
+        return any(row.judgement.unit == "clusters" for row in self.rows)
 
     def row(self, arm: str) -> Compared | None:
         """The row of one arm."""
         return next((row for row in self.rows if row.result.arm == arm), None)
 
 
-def comparisons(found: Sequence[Evaluation], analysis: Analysis) -> list[Comparison]:
-    """On each data set and on all together, first against unquantised communication, then against the receiver."""
-    references = [arm for arm in (unquantised(found), receiver_only(found)) if arm is not None]
-    return [
-        compare_with(reference, results, analysis)
+def comparisons(found: Sequence[Evaluation], analysis: Analysis, obstacle: str | None = None) -> list[Comparison]:
+    """On each data set and on all together, first against unquantised communication, then against the receiver.
+
+    Args:
+        found: Usable evaluations.
+        analysis: As declared.
+        obstacle: Why no verdict may be given, where that is so.
+    """
+    families = (unquantised(found), "the unquantised cache"), (receiver_only(found), "the receiver alone")
+    made = [
+        compare_all(arm_results(found, dataset), references, words, analysis, obstacle)
         for dataset in scopes(found)
-        for results in [arm_results(found, dataset)]
-        for reference in references
-        if any(r.arm == reference for r in results)
+        for references, words in families
     ]
+    return [comparison for comparison in made if comparison.rows]
 
 
-def compare_with(reference: str, results: Sequence[ArmResult], analysis: Analysis) -> Comparison:
-    """Every other arm of `results` against the one called `reference`."""
-    control = next(r for r in results if r.arm == reference)
-    rows = [compare(result, control, analysis) for result in results if result is not control]
-    adjusted = holm([1.0 if row.p is None else row.p for row in rows]).tolist() if rows else []
+def compare_all(
+    results: Sequence[ArmResult], references: Mapping[str, str], words: str, analysis: Analysis, obstacle: str | None
+) -> Comparison:
+    """Every arm of `results` against its reference, where that is among them."""
+    known = {result.arm: result for result in results}
+    pairs = [(r, known[references[r.arm]]) for r in results if references.get(r.arm) in known]
+    rows = [compare(treated, control, analysis, obstacle) for treated, control in pairs]
     judged = apply_holm([row.judgement for row in rows])
-    done = (
-        replace(row, judgement=judgement, p_adjusted=None if row.p is None else p)
-        for row, judgement, p in zip(rows, judged, adjusted, strict=True)
-    )
-    return Comparison(control.dataset, control, tuple(done))
+    done = tuple(replace(row, judgement=judgement) for row, judgement in zip(rows, judged, strict=True))
+    names = {row.reference.arm for row in rows}
+    return Comparison(results[0].dataset, names.pop() if len(names) == 1 else words, done)
 
 
-def compare(treated: ArmResult, control: ArmResult, analysis: Analysis) -> Compared:
-    """One arm against another; the engine's question is whether they differ by less than the margin."""
+def compare(treated: ArmResult, control: ArmResult, analysis: Analysis, obstacle: str | None = None) -> Compared:
+    """One arm against another; the engine's question is whether they differ by less than the margin.
+
+    Args:
+        treated: The arm.
+        control: What it is measured against.
+        analysis: As declared; with `incomplete: drop_seed` only seeds count at which both ran.
+        obstacle: Why no verdict may be given; the judgement is then withheld.
+    """
+    if analysis.incomplete == "drop_seed":
+        both = set(treated.seeds) & set(control.seeds)
+        treated, control = (result.at(both) if both else result for result in (treated, control))
     name = f"{treated.arm} against {control.arm} on {control.dataset}"
     pair = _pair(treated, control)
-    if isinstance(pair, str):
-        judgement = withhold(name, Verdict.INVALID, pair, alpha=analysis.alpha, margin=analysis.margin)
-        return Compared(treated, None, judgement, None, None)
+    if isinstance(pair, str) or obstacle is not None:
+        reason = obstacle or str(pair)
+        judgement = withhold(name, Verdict.INVALID, reason, alpha=analysis.alpha, margin=analysis.margin)
+        return Compared(treated, control, None if isinstance(pair, str) else _differ(*pair), judgement)
     first, second = pair
     units = by_item(first.accuracy, second.accuracy[:, None], first.clusters)
     clustered = first.clusters is not None
@@ -108,17 +132,23 @@ def compare(treated: ArmResult, control: ArmResult, analysis: Analysis) -> Compa
         name, *units, alpha=analysis.alpha, margin=analysis.margin, resamples=analysis.resamples,
         unit="clusters" if clustered else "items", rng=np.random.default_rng([analysis.seed, *name.encode()]),
     )  # fmt: skip
-    mcnemar = mcnemar_exact(first.accuracy[0], second.accuracy[0]) if len(first.accuracy) == 1 else None
-    p = mcnemar.p if mcnemar and not clustered else _two_sided(judgement)
-    return Compared(treated, float((units[0] - units[1][:, 0]).mean()), judgement, mcnemar, p)
+    once = len(first.accuracy) == 1 and not clustered
+    p = mcnemar_exact(first.accuracy[0], second.accuracy[0]).p if once else _two_sided(judgement)
+    return Compared(treated, control, _differ(first, second), judgement, p)
+
+
+def _differ(first: ByItem, second: ByItem) -> float:
+    """Mean difference over the units."""
+    treated, control = by_item(first.accuracy, second.accuracy[:, None], first.clusters)
+    return float((treated - control[:, 0]).mean())
 
 
 def _pair(treated: ArmResult, control: ArmResult) -> tuple[ByItem, ByItem] | str:
-    """Both arms on the same runs and items, or why they are not."""
+    """Both arms on the same seeds and items, or why they are not."""
     first, second = treated.by_item, control.by_item
     if first is None or second is None:
-        return f"the runs of {(treated if first is None else control).arm} have different items"
-    if treated.runs != control.runs:
+        return f"the seeds of {(treated if first is None else control).arm} have different items"
+    if treated.seeds != control.seeds:
         return f"the seeds differ: {treated.arm} ran at {_seeds(treated)}, {control.arm} at {_seeds(control)}"
     if not np.array_equal(first.items, second.items):
         return f"the items differ: {treated.arm} has {len(first.items)}, {control.arm} {len(second.items)}"
@@ -136,4 +166,4 @@ def _two_sided(judgement: Judgement) -> float | None:
 
 
 def _seeds(result: ArmResult) -> str:
-    return ", ".join(str(seed) for seed, _ in result.runs)
+    return ", ".join(map(str, result.seeds))

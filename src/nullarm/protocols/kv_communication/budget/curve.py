@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
-
-from nullarm.protocols.kv_communication.budget.arms import ArmResult
-from nullarm.protocols.kv_communication.budget.evaluations import TOTAL, TRANSFER, Evaluation, usable
-from nullarm.protocols.kv_communication.runbook.tags import run_directory, run_tag
-from nullarm.stats.pareto import frontier_membership, pareto_frontier
+from nullarm.protocols.kv_communication.budget.evaluations import TOTAL, TRANSFER, Evaluation
+from nullarm.protocols.kv_communication.budget.figure import draw
+from nullarm.protocols.kv_communication.budget.points import Point
+from nullarm.protocols.kv_communication.budget.tags import run_directory, run_tag
 from nullarm.store.atomic import make_directory, write_bytes
 
 FILE = "budget_curve.csv"
 MIB = 1 << 20
-RESAMPLES = 2_000
-
-
-@dataclass(frozen=True)
-class Point:
-    """One arm of one study on one data set, over its seeds."""
-
-    result: ArmResult
-    on_frontier: bool = False
-    """No other option costs at most as much and is at least as accurate."""
-    membership: float | None = None
-    """Share of item resamples in which it is on the frontier; None for what is no option, and what cannot be paired."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +47,6 @@ class Row:
     total_s: float
 
 
-def curve_points(found: Iterable[Evaluation], seed: int = 0) -> list[Point]:
-    """Every arm on every data set, with its place at the frontier; several studies are merged.
-
-    Arms compete where they ask the same receiver the same items.
-
-    Args:
-        found: Evaluations; unusable ones are left out.
-        seed: Of the resampling.
-    """
-    groups: dict[tuple[object, ...], list[Evaluation]] = {}
-    for e in usable(found):
-        groups.setdefault((e.dataset, e.root, e.arm), []).append(e)
-    points = [Point(ArmResult(str(key[0]), tuple(group))) for key, group in groups.items()]
-    rivals: dict[tuple[object, ...], list[int]] = {}
-    for index, point in enumerate(points):
-        if (key := _rivalry(point.result)) is not None:
-            rivals.setdefault(key, []).append(index)
-    for indices in rivals.values():
-        placed = _placed([points[i].result for i in indices], np.random.default_rng(seed))
-        for i, point in zip(indices, placed, strict=True):
-            points[i] = point
-    return points
-
-
-def frontier(points: Iterable[Point]) -> list[Point]:
-    """The points on the frontier, cheapest first."""
-    return sorted((p for p in points if p.on_frontier), key=lambda p: p.result.wire_bytes)
-
-
 def rows(points: Iterable[Point], assumed_length: int | None = None) -> list[Row]:
     """One row per arm, data set and seed."""
     return [_row(point, e, assumed_length) for point in points for e in point.result.evaluations]
@@ -116,30 +73,11 @@ def write_curve(
     files = [directory / FILE]
     write_bytes(files[0], _csv(rows(points, assumed_length)))
     if plot:
-        from nullarm.protocols.kv_communication.budget.figure import draw
-
         for dataset in dict.fromkeys(point.result.dataset for point in points):
             path = directory / f"budget_curve_{dataset}.png"
             write_bytes(path, draw(dataset, [p for p in points if p.result.dataset == dataset]))
             files.append(path)
     return files
-
-
-def _rivalry(result: ArmResult) -> tuple[object, ...] | None:
-    """What two arms have to share so that one may beat the other."""
-    first, found = result.evaluations[0], result.by_item
-    if found is None or not first.is_option:
-        return None
-    return result.dataset, first.cell.settings["receiver"], found.items.tobytes()
-
-
-def _placed(results: Sequence[ArmResult], rng: np.random.Generator) -> Iterator[Point]:
-    tables = [table for r in results if (table := r.by_item) is not None]
-    costs = np.stack([table.wire_bytes.mean(axis=0) for table in tables])
-    scores = np.stack([table.accuracy.mean(axis=0) for table in tables])
-    on = pareto_frontier(costs.mean(axis=1), scores.mean(axis=1)).tolist()
-    shares = frontier_membership(costs, scores, resamples=RESAMPLES, rng=rng, clusters=tables[0].clusters).tolist()
-    yield from (Point(r, member, share) for r, member, share in zip(results, on, shares, strict=True))
 
 
 def _row(point: Point, e: Evaluation, assumed_length: int | None) -> Row:

@@ -71,11 +71,6 @@ class Evaluation:
         """Whether its numbers may be compared."""
         return self.finished.record.outcome == "ok"
 
-    @property
-    def runs_key(self) -> tuple[int, int]:
-        """Seed and replicate."""
-        return self.cell.seed, self.cell.replicate or 1
-
     @cached_property
     def table(self) -> Any:
         """The per-item table."""
@@ -88,10 +83,12 @@ class Evaluation:
 
     @cached_property
     def clusters(self) -> npt.NDArray[np.str_] | None:
-        """[items] clusters; None when items are independent."""
-        if "cluster" not in self.table.column_names or self.table["cluster"].null_count:
+        """[items] clusters, an item without one being its own; None when no item has one."""
+        known = self.table["cluster"].to_pylist()
+        if all(label is None for label in known):
             return None
-        return np.array(self.table["cluster"].to_pylist(), dtype=str)
+        pairs = zip(known, self.items.tolist(), strict=True)
+        return np.array([item if label is None else label for label, item in pairs], dtype=str)
 
     @cached_property
     def wire_bytes(self) -> Floats:

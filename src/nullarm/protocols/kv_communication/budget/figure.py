@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from nullarm.protocols.kv_communication.budget.curve import Point, frontier
+from nullarm.protocols.kv_communication.budget.points import Point, frontier
 
 LOOKS = {
     "cache": ("o", "#2563eb"),
@@ -14,14 +14,6 @@ LOOKS = {
     "text": ("s", "#d97706"),
 }
 """Marker and colour of each kind of arm that sends something."""
-
-
-def kind(point: Point) -> str:
-    """What an arm sends: a cache, a control's cache, text, or nothing."""
-    first = point.result.evaluations[0]
-    if not first.fused:
-        return "text" if first.sends else str(first.channel["via"])
-    return "cache" if first.is_option else "control"
 
 
 def draw(dataset: str, points: Sequence[Point]) -> bytes:
@@ -32,14 +24,14 @@ def draw(dataset: str, points: Sequence[Point]) -> bytes:
     figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
     axes: Any = figure.add_subplot()
     for name, (marker, colour) in LOOKS.items():
-        _scatter(axes, name, [p for p in points if kind(p) == name], marker, colour)
+        _scatter(axes, name, [p for p in points if p.kind == name], marker, colour)
     best = [p for p in frontier(points) if p.result.wire_bytes > 0]
     axes.step(*_places(best), where="post", color=LOOKS["cache"][1], linewidth=1, label="frontier", zorder=1)
     for point in best:
         place = (point.result.wire_bytes, point.result.accuracy)
         axes.annotate(point.result.arm, place, xytext=(4, 5), textcoords="offset points", fontsize=7)
     for point in points:
-        if kind(point) == "receiver":
+        if point.kind == "receiver":
             axes.axhline(point.result.accuracy, color="#111827", linestyle="--", linewidth=1, label="receiver only")
     if any(p.result.wire_bytes > 0 for p in points):
         axes.set_xscale("log")

@@ -68,8 +68,10 @@ def _result(context: CellContext, table: pa.Table) -> CellResult:
     }
     share = context.cell.parameters["error_share"]
     if errors > share * len(table):
-        first = next(reason for reason in table["error"].to_pylist() if reason)
-        return CellResult(metrics, "invalid", f"{errors} of {len(table)} items ended in an error, the first: {first}")
+        rows = zip(table["item"].to_pylist(), table["error"].to_pylist(), strict=True)
+        item, first = next((item, error) for item, error in rows if error)
+        reason = f"{errors} of {len(table)} items ended in an error, the first, {item}: {first}"
+        return CellResult(metrics, "invalid", reason)
     return CellResult(metrics)
 
 
@@ -176,7 +178,9 @@ def _table(answers: Sequence[Answered], dataset: str | None, answering: Answerin
     """Columns of `tables.ITEMS` and `tables.LATENCY`."""
     columns: dict[str, pa.Array] = {
         "item": pa.array([f"{dataset}:{a.item.id}" for a in answers], pa.string()),
-        "cluster": pa.array([a.item.cluster for a in answers], pa.string()),
+        "cluster": pa.array(
+            [None if (c := a.item.cluster) is None else f"{dataset}:{c}" for a in answers], pa.string()
+        ),
         "dataset": pa.array([dataset for _ in answers], pa.string()),
         "accuracy": pa.array([float(a.correct) for a in answers], pa.float64()),
     }

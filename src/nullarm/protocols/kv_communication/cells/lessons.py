@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +12,12 @@ from torch import Tensor
 
 from nullarm.errors import DatasetError
 from nullarm.models.tasks.base import IGNORED
-from nullarm.protocols.kv_communication.communication.answer import continue_logits
 from nullarm.protocols.kv_communication.communication.exchange import Exchange
-from nullarm.protocols.kv_communication.communication.fuse import Contribution, source_index, together
-from nullarm.protocols.kv_communication.communication.prefill import Prefilled, padded, prefill_padded
-from nullarm.protocols.kv_communication.fuser import Fuser
-from nullarm.protocols.kv_communication.fuser.projector import SourceKV
+from nullarm.protocols.kv_communication.communication.fuse import source_index
+from nullarm.protocols.kv_communication.communication.prefill import padded
 from nullarm.training.batches import epoch_order
 
 Batch = dict[str, Tensor]
-Distort = Callable[[Prefilled], Mapping[int, SourceKV]]
-"""What the wire makes of the sharer's cache: layer to keys and values."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,11 @@ class Lesson:
 
     exchange: Exchange
     answer: list[int]
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """How many the receiver has, prompt and answer, and how many the sharer, the prompt alone."""
+        return len(self.exchange.receiver_ids) + len(self.answer), len(self.exchange.sharers[0].ids)
 
 
 class Lessons:
@@ -90,20 +89,3 @@ def collated(lessons: Sequence[Lesson]) -> Batch:
         "answer_mask": answer_mask,
         "labels": labels,
     }
-
-
-def fused_loss(fuser: Fuser, batch: Batch, receiver: Any, sharer: Any, distort: Distort) -> Tensor:
-    """Mean cross-entropy of the answers, nats a token, when the receiver reads the fused cache.
-
-    Args:
-        fuser: What is trained.
-        batch: See `Lessons`.
-        receiver: Frozen model that answers.
-        sharer: Frozen model that sends.
-        distort: What the wire does to the sharer's cache.
-    """
-    heard = prefill_padded(sharer, batch["sharer_ids"], batch["sharer_mask"])
-    own = prefill_padded(receiver, batch["receiver_ids"], batch["attention_mask"])
-    fused = together(own, [Contribution(fuser, distort(heard), batch["source"])])
-    logits = continue_logits(receiver, fused, batch["answer_ids"], batch["answer_mask"])
-    return F.cross_entropy(logits, batch["labels"][:, 1:][batch["answer_mask"]])

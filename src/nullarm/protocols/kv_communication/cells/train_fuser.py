@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.kv_communication.cells.lessons import Distort, Lesson, Lessons, fused_loss
+from nullarm.protocols.kv_communication.cells.fused_loss import Distort, FusedLoss
+from nullarm.protocols.kv_communication.cells.lessons import Lesson, Lessons
+from nullarm.protocols.kv_communication.cells.teaching import lessons_of
 from nullarm.protocols.kv_communication.channels.participants import (
     Participant,
     check_fit,
     device,
+    fuser_directory,
     receiver_of,
     sharer_of,
 )
-from nullarm.protocols.kv_communication.communication.exchange import exchange
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
-from nullarm.protocols.kv_communication.communication.rendering import completion_ids, rendered
 from nullarm.protocols.kv_communication.communication.transmission import messages_of, received
-from nullarm.protocols.kv_communication.fuser import LAYER_MAPS, Fuser, load_fuser, save_fuser
+from nullarm.protocols.kv_communication.fuser import Fuser, layer_map, load_fuser, save_fuser
 from nullarm.protocols.kv_communication.fuser.projector import SourceKV
 from nullarm.protocols.kv_communication.planning import answered_task
 from nullarm.protocols.kv_communication.wire.codec import Codec, codec_of
@@ -37,7 +38,8 @@ def run(context: CellContext) -> CellResult:
     Raises:
         Preempted: Asked to stop; what is checkpointed is kept.
         InvalidResult: The loss is not finite.
-        ModelError: A model cannot be loaded, or the fuser to start from does not fit.
+        DatasetError: There is no training item, or one is longer than a model's context.
+        ModelError: A model cannot be loaded, or the fuser to start from does not fit or has no open gate.
     """
     cell = context.cell
     receiver, sharer = receiver_of(context), sharer_of(context, _settings(context)["sharer"])
@@ -47,7 +49,7 @@ def run(context: CellContext) -> CellResult:
     lessons = Lessons(_lessons(context, receiver, sharer), batch_size=settings.batch_size, seed=cell.seed)
     distort = _distortion(fuser, [codec_of(codec) for codec in cell.parameters["codecs"]])
     fitted = fit(
-        fuser,
+        FusedLoss(fuser, receiver.model, sharer.model, distort),
         lessons,
         settings,
         directory=context.writer.paths.scratch / "checkpoints",
@@ -56,7 +58,7 @@ def run(context: CellContext) -> CellResult:
         should_stop=context.should_stop,
         on_progress=lambda step, loss: context.progress(step, settings.steps, f"steps, loss {loss:.3f}"),
         extra_step=_Annealing(fuser),
-        loss_fn=lambda model, batch: fused_loss(model, batch, receiver.model, sharer.model, distort),
+        loss_fn=lambda loss, batch: loss(batch),
     )
     fuser.eval()
     context.writer.directory_artefact("fuser", lambda directory: save_fuser(fuser, directory))
@@ -79,32 +81,25 @@ def _settings(context: CellContext) -> Mapping[str, Any]:
 
 def _fuser(context: CellContext, sharer: Participant, receiver: Participant, steps: int) -> Fuser:
     """A fresh fuser, or the one to go on from with its gates as they are."""
-    if (first := context.needs.get("start_from")) is not None:
-        fuser = load_fuser(first.artefact("fuser"), device=device(), dtype=torch.float32).train()
+    asked = context.cell.parameters
+    if (first := asked["start_from"]) is not None:
+        fuser = load_fuser(fuser_directory(context, first), device=device(), dtype=torch.float32).train()
         fuser.fix_gates()
         return fuser
-    shape = dict(context.cell.parameters["shape"])
-    layer_map = LAYER_MAPS[shape.pop("layer_map")](sharer.geometry.layers, receiver.geometry.layers)
+    shape = dict(asked["shape"])
+    name, sources = shape.pop("layer_map"), shape.pop("sources")
+    pairs = layer_map(name, sharer.geometry.layers, receiver.geometry.layers, sources)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.cell.seed)
-        made = Fuser.create(
-            sharer.geometry, receiver.geometry, layer_map, anneal_steps=steps, dtype=torch.float32, **shape
-        )
+        made = Fuser.create(sharer.geometry, receiver.geometry, pairs, anneal_steps=steps, dtype=torch.float32, **shape)
     return made.to(device()).train()
 
 
 def _lessons(context: CellContext, receiver: Participant, sharer: Participant) -> list[Lesson]:
-    """The training split, encoded for both models; the answer ends with the receiver's end of text."""
-    asked = context.cell.parameters
-    task = answered_task(context.cell.settings["task"])
-    found = []
-    for item in task.items("train")[: asked["train_items"]]:
-        words = {"chat_template": asked["chat_template"], "answer_prefix": asked["answer_prefix"]}
-        prompt = rendered(receiver.tokenizer, item.prompt, **words)
-        answer = completion_ids(receiver.tokenizer, prompt, task.completion(item.answer))
-        heard = exchange(item.prompt, receiver.tokenizer, [sharer.tokenizer], **words)
-        found.append(Lesson(heard, [*answer, receiver.tokenizer.eos_token_id]))
-    return found
+    """The training split, or the front of it."""
+    asked, task = context.cell.parameters, answered_task(context.cell.settings["task"])
+    how = {name: asked[name] for name in ("alignment", "chat_template", "answer_prefix", "max_tokens")}
+    return lessons_of(task, task.items("train")[: asked["train_items"]], receiver, sharer, **how)
 
 
 def _distortion(fuser: Fuser, codecs: list[Codec]) -> Distort:
@@ -118,7 +113,8 @@ def _distortion(fuser: Fuser, codecs: list[Codec]) -> Distort:
         lengths = cache.mask.sum(1).tolist()
         sent = messages_of(cache, fuser.streams(), [range(length) for length in lengths])
         key = cache.kv[0][0]
-        got = decode_many(encode_many(sent, codec), device=str(key.device), dtype=key.dtype)
+        with torch.autocast(key.device.type, enabled=False):  # codecs compute as they do on the wire
+            got = decode_many(encode_many(sent, codec), device=str(key.device), dtype=key.dtype)
         return received(got, cache.mask.shape[1], key)
 
     return through_a_codec if codecs else intact

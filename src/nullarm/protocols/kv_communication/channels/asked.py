@@ -8,16 +8,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from math import isnan
 from typing import Any
 
 import torch
 
-from nullarm.errors import DatasetError
+from nullarm.errors import DatasetError, InvalidResult
 from nullarm.models.tasks.base import AnsweredTask, Item
 from nullarm.protocols.kv_communication.channels.participants import Participant
 from nullarm.protocols.kv_communication.communication.answer import choice_log_likelihoods, generate, stop_ids_of
-from nullarm.protocols.kv_communication.communication.prefill import Prefilled
-from nullarm.protocols.kv_communication.communication.rendering import Rendered, completion_ids
+from nullarm.protocols.kv_communication.communication.prefill import Prefilled, refuse_too_long
+from nullarm.protocols.kv_communication.communication.rendering import Rendered, all_completion_ids
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ class Answered:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the model that answers is asked.
+
+    Attributes:
+        item: The item.
+        prompt: What the model reads.
+        completions: Tokens of each choice; none where answers are generated.
+    """
+
+    item: Item
+    prompt: Rendered
+    completions: list[list[int]]
+
+
 class Answerer(ABC):
     """One way in which items are answered: a channel at work."""
 
@@ -60,7 +77,7 @@ class Answerer(ABC):
 
         Raises:
             DatasetError: An item cannot be asked.
-            InvalidResult: A cache cannot be sent.
+            InvalidResult: A cache cannot be sent, or logits are not numbers.
             MessageError: A message cannot be read.
         """
 
@@ -85,51 +102,82 @@ class Answering:
 
     @property
     def rendering(self) -> dict[str, Any]:
-        """How prompts are put, as arguments of `rendered` and `exchange`."""
+        """How prompts are put, as arguments of `all_rendered`, `exchanges` and `readings`."""
         return {"chat_template": self.chat_template, "answer_prefix": self.answer_prefix}
 
+    def questions(self, who: Participant, items: Sequence[Item], prompts: Sequence[Rendered]) -> list[Question]:
+        """What is asked, item by item, before anything is run.
+
+        Args:
+            who: The model that answers.
+            items: What is asked.
+            prompts: What the model reads.
+
+        Raises:
+            DatasetError: An item has no choices, or is with its answer longer than the model's context.
+        """
+        completions = self._completions(who, items, prompts) if self.by_likelihood else [[] for _ in items]
+        found = [Question(*parts) for parts in zip(items, prompts, completions, strict=True)]
+        for question in found:
+            longest = max(map(len, question.completions)) if self.by_likelihood else self.max_new_tokens
+            refuse_too_long(who.model, len(question.prompt.ids) + longest - 1)  # the last token is not run
+        return found
+
     def answers(
-        self, who: Participant, cache: Prefilled, prompts: Sequence[Rendered], items: Sequence[Item]
+        self, who: Participant, cache: Prefilled, questions: Sequence[Question]
     ) -> list[tuple[bool, str, float | None, int]]:
         """Whether right, what was said, log-likelihood of the right answer, tokens written; item by item.
 
         Args:
             who: The model that answers.
             cache: Of the prompts but for their last tokens.
-            prompts: What the model reads.
-            items: What was asked.
+            questions: What is asked.
 
         Raises:
-            DatasetError: An item has no choices.
+            InvalidResult: The model's logits are not numbers.
         """
-        last = [prompt.ids[-1] for prompt in prompts]
+        last = [question.prompt.ids[-1] for question in questions]
         if self.by_likelihood:
-            return self._likeliest(who, cache, prompts, items, last)
+            scores = choice_log_likelihoods(who.model, cache, last, [question.completions for question in questions])
+            return [_likeliest(question, values) for question, values in zip(questions, scores, strict=True)]
         written = generate(who.model, cache, last, self.max_new_tokens, stop_ids_of(who.model))
-        texts = who.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [self._judged(item, text, len(ids)) for item, text, ids in zip(items, texts, written, strict=True)]
+        return [self._judged(who, question, ids) for question, ids in zip(questions, written, strict=True)]
 
-    def _likeliest(
-        self, who: Participant, cache: Prefilled, prompts: Sequence[Rendered], items: Sequence[Item], last: list[int]
-    ) -> list[tuple[bool, str, float | None, int]]:
-        completions = []
-        for prompt, item in zip(prompts, items, strict=True):
+    def _completions(
+        self, who: Participant, items: Sequence[Item], prompts: Sequence[Rendered]
+    ) -> list[list[list[int]]]:
+        for item in items:
             if not item.choices:
                 raise DatasetError("an item has no choices", value=item.id, valid="`answer_by: generation`")
-            words = map(self.task.completion, item.choices)
-            completions.append([completion_ids(who.tokenizer, prompt, word) for word in words])
-        found: list[tuple[bool, str, float | None, int]] = []
-        scores = choice_log_likelihoods(who.model, cache, last, completions)
-        for item, ids, values in zip(items, completions, scores, strict=True):
-            best = item.choices[values.index(max(values))]
-            right = item.choices.index(item.answer)
-            found.append((best == item.answer, best, values[right] / len(ids[right]), 0))
-        return found
+        pairs = [
+            (prompt, self.task.completion(choice))
+            for item, prompt in zip(items, prompts, strict=True)
+            for choice in item.choices
+        ]
+        ids = iter(all_completion_ids(who.tokenizer, pairs))
+        return [list(islice(ids, len(item.choices))) for item in items]
 
-    def _judged(self, item: Item, text: str, tokens: int) -> tuple[bool, str, float | None, int]:
+    def _judged(
+        self, who: Participant, question: Question, ids: list[int] | None
+    ) -> tuple[bool, str, float | None, int]:
+        if ids is None:
+            raise _not_numbers(question)
+        text = who.tokenizer.decode(ids, skip_special_tokens=True)
         said = self.task.extract(f"{self.answer_prefix}{text}")
-        right = said is not None and said == self.task.extract(item.answer)
-        return right, text.strip() if said is None else said, None, tokens
+        right = said is not None and said == self.task.extract(question.item.answer)
+        return right, text.strip() if said is None else said, None, len(ids)
+
+
+def _likeliest(question: Question, scores: Sequence[float]) -> tuple[bool, str, float | None, int]:
+    if any(map(isnan, scores)):
+        raise _not_numbers(question)
+    item = question.item
+    best, right = item.choices[scores.index(max(scores))], item.choices.index(item.answer)
+    return best == item.answer, best, scores[right] / len(question.completions[right]), 0
+
+
+def _not_numbers(question: Question) -> InvalidResult:
+    return InvalidResult("the receiver's logits are not numbers", value=question.item.id)
 
 
 class Clock:
@@ -150,14 +198,3 @@ class Clock:
     def each(self, items: int) -> dict[str, float]:
         """The share of one of so many items."""
         return {step: seconds / items for step, seconds in self.seconds.items()}
-
-
-def refuse_too_long(who: Participant, ids: Sequence[int], new_tokens: int = 0) -> None:
-    """Refuse what a model has no positions for.
-
-    Raises:
-        DatasetError: There are too many tokens.
-    """
-    most = getattr(who.model.config, "max_position_embeddings", None)
-    if most is not None and len(ids) + new_tokens > most:
-        raise DatasetError("a prompt is longer than the model's context", value=len(ids) + new_tokens, valid=f"{most}")

@@ -7,25 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nullarm.protocols.kv_communication.channels.asked import (
-    Answered,
-    Answerer,
-    Answering,
-    Asked,
-    Clock,
-    refuse_too_long,
-)
+from nullarm.models.tasks.base import Item
+from nullarm.protocols.kv_communication.channels.asked import Answered, Answerer, Answering, Asked, Clock
 from nullarm.protocols.kv_communication.channels.participants import Participant
 from nullarm.protocols.kv_communication.channels.selecting import Read, Selecting
 from nullarm.protocols.kv_communication.communication.as_it_goes import as_it_goes
-from nullarm.protocols.kv_communication.communication.exchange import Alignment, Exchange, exchange, overheard
+from nullarm.protocols.kv_communication.communication.exchange import Exchange, Heard, exchanges, overheard
 from nullarm.protocols.kv_communication.communication.fuse import Combine, Contribution, source_index, together
-from nullarm.protocols.kv_communication.communication.prefill import Prefilled
-from nullarm.protocols.kv_communication.communication.rendering import rendered
+from nullarm.protocols.kv_communication.communication.prefill import Prefilled, refuse_too_long
 from nullarm.protocols.kv_communication.communication.transmission import messages_of, received
 from nullarm.protocols.kv_communication.fuser import Fuser
 from nullarm.protocols.kv_communication.geometry import Geometry, Stream
-from nullarm.protocols.kv_communication.selection.request import encode_request
+from nullarm.protocols.kv_communication.parameters import Alignment
+from nullarm.protocols.kv_communication.selection.request import decode_request, encode_request
 from nullarm.protocols.kv_communication.wire.codec import Codec
 from nullarm.protocols.kv_communication.wire.message import decode_many, encode_many
 from nullarm.protocols.kv_communication.wire.size import message_bytes
@@ -104,72 +98,87 @@ class ByCache(Answerer):
 
     def answer(self, batch: Sequence[Asked]) -> list[Answered]:
         """The receiver's answers from the fused caches."""
-        clock = Clock()
-        exchanges = [self._exchange(asked) for asked in batch]
-        prefixes = [e.receiver_ids[:-1] for e in exchanges]
-        with clock("receiver_s"):
-            own = self.selecting.receiver_reads(self.receiver, prefixes)
-        sent = [self._send(n, batch, exchanges, own, clock) for n in range(len(self.senders))]
-        contributions = [s.contribution for s in sent]
-        with clock("fuse_s"), torch.no_grad():
-            if self.legacy_fusion:
-                cache = as_it_goes(self.receiver.model, prefixes, contributions, combine=self.combine)
-            else:
-                cache = together(own.cache, contributions, combine=self.combine)
-        prompts = [rendered(self.receiver.tokenizer, a.item.prompt, **self.answering.rendering) for a in batch]
+        clock, items = Clock(), [a.item for a in batch]
+        exchanges = self._exchanges(batch)
+        questions = self.answering.questions(self.receiver, items, [e.receiver for e in exchanges])
+        prompts, own = [e.receiver_ids for e in exchanges], None
+        if not self.legacy_fusion or self.selecting.by_the_receiver:
+            with clock("receiver_s"):
+                own = self.selecting.receiver_reads(self.receiver, prompts)
+        sent = [self._send(n, items, exchanges, own, clock) for n in range(len(self.senders))]
+        cache = self._fused(prompts, own, [s.contribution for s in sent], clock)
         with clock("answer_s"):
-            answers = self.answering.answers(self.receiver, cache, prompts, [a.item for a in batch])
+            answers = self.answering.answers(self.receiver, cache, questions)
+        rows = zip(items, exchanges, answers, strict=True)
         return [
             Answered(
-                a.item, right, said, likelihood,
+                item, right, said, likelihood,
                 counts={"output_tokens": tokens} | _counts(e, sent, n),
                 seconds=clock.each(len(batch)),
             )
-            for n, (a, e, (right, said, likelihood, tokens)) in enumerate(zip(batch, exchanges, answers, strict=True))
+            for n, (item, e, (right, said, likelihood, tokens)) in enumerate(rows)
         ]  # fmt: skip
 
-    def _exchange(self, asked: Asked) -> Exchange:
+    def _exchanges(self, batch: Sequence[Asked]) -> list[Exchange]:
         tokenizers = [sender.sharer.tokenizer for sender in self.senders]
 
-        def heard(prompt: str) -> Exchange:
-            return exchange(
-                prompt, self.receiver.tokenizer, tokenizers, alignment=self.alignment, **self.answering.rendering
+        def heard(prompts: Sequence[str]) -> list[Exchange]:
+            return exchanges(
+                prompts, self.receiver.tokenizer, tokenizers, alignment=self.alignment, **self.answering.rendering
             )
 
-        found = heard(asked.item.prompt)
+        found = heard([a.item.prompt for a in batch])
         if self.sharer_cache == "shuffled":
-            found = overheard(found, heard(asked.other.prompt))
-        refuse_too_long(self.receiver, found.receiver_ids, self.answering.max_new_tokens)
-        for sender, one in zip(self.senders, found.sharers, strict=True):
-            refuse_too_long(sender.sharer, one.ids)
+            found = list(map(overheard, found, heard([a.other.prompt for a in batch])))
+        for one in found:
+            for sender, read in zip(self.senders, one.sharers, strict=True):
+                refuse_too_long(sender.sharer.model, len(read.ids))
         return found
 
-    def _send(self, n: int, items: Sequence[Asked], exchanges: Sequence[Exchange], own: Read, clock: Clock) -> Sent:
+    def _fused(
+        self, prompts: Sequence[Sequence[int]], own: Read | None, given: Sequence[Contribution], clock: Clock
+    ) -> Prefilled:
+        """The receiver's cache of the prompts but for their last tokens, fused."""
+        if own is None or self.legacy_fusion:
+            with clock("receiver_s"), torch.no_grad():
+                return as_it_goes(self.receiver.model, [ids[:-1] for ids in prompts], given, combine=self.combine)
+        with clock("fuse_s"), torch.no_grad():
+            return together(own.cache, given, combine=self.combine)
+
+    def _send(
+        self, n: int, items: Sequence[Item], exchanges: Sequence[Exchange], own: Read | None, clock: Clock
+    ) -> Sent:
         """What the n-th sender gives to the batch."""
         sender, heard = self.senders[n], [e.sharers[n] for e in exchanges]
         streams = sender.fuser.streams()
         with clock("sharer_s"):
-            read = self.selecting.sharer_reads(sender.sharer, [h.ids for h in heard])
+            read = self.selecting.sharer_reads(sender.sharer, [h.ids for h in heard], sender.fuser)
         whole = Contribution(sender.fuser, dict(enumerate(read.cache.kv)), source_index(heard, read.cache.mask))
         with clock("encode_s"):
-            heard = self.selecting.kept([a.item for a in items], heard, own, read, whole)
-            places = [h.wanted for h in heard]
+            heard = self.selecting.kept(items, heard, own, read, whole)
+            requests = self._requests(heard)
+            places = [h.wanted for h in heard] if requests is None else list(map(decode_request, requests))
             cache = _zeroed(read.cache) if self.sharer_cache == "zeroed" else read.cache
             blobs = encode_many(messages_of(cache, streams, places), self.wire.codec, self.wire.bits)
         like, width = cache.kv[0][0], cache.mask.shape[1]
         with clock("decode_s"):
             got = received(decode_many(blobs, device=str(like.device), dtype=like.dtype), width, like)
-        requests = [0] * len(heard)
-        if self.selecting.order == "two_round" and self.selecting.proportion < 1:
-            requests = [len(encode_request(h.wanted, len(h.ids))) for h in heard]
         geometry = sender.sharer.geometry
         return Sent(
             Contribution(sender.fuser, got, source_index(heard, cache.mask)),
             message_bytes=[len(blob) for blob in blobs],
-            formula_bytes=[self.wire.size(geometry, streams, len(h.ids), h.wanted) for h in heard],
-            request_bytes=requests,
+            formula_bytes=[
+                self.wire.size(geometry, streams, len(h.ids), p) for h, p in zip(heard, places, strict=True)
+            ],
+            request_bytes=[0] * len(heard) if requests is None else list(map(len, requests)),
             sent_tokens=[len(p) for p in places],
         )
+
+    def _requests(self, heard: Sequence[Heard]) -> list[bytes] | None:
+        """What the receiver asks for, item by item, where the sharer sends what it is asked for."""
+        if not self.selecting.by("two_round"):
+            return None
+        return [encode_request(h.wanted, len(h.ids)) for h in heard]
 
 
 def _zeroed(cache: Prefilled) -> Prefilled:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,11 +57,18 @@ def fuser_of(context: CellContext, name: str) -> Fuser:
     Raises:
         ModelError: It cannot be loaded.
     """
-    need = context.needs.get(f"fuser:{name}")
-    settings = context.cell.settings["fusers"][name]
-    directory = need.artefact("fuser") if need else local_directory(settings["directory"])
     dtype = getattr(torch, context.cell.parameters["dtype"])
-    return load_fuser(directory, device=device(), dtype=dtype).eval().requires_grad_(False)
+    return load_fuser(fuser_directory(context, name), device=device(), dtype=dtype).eval().requires_grad_(False)
+
+
+def fuser_directory(context: CellContext, name: str) -> Path:
+    """Of a fuser that an earlier cell has trained, or that was trained elsewhere.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    need = context.needs.get(f"fuser:{name}")
+    return need.artefact("fuser") if need else local_directory(context.cell.settings["fusers"][name]["directory"])
 
 
 def check_fit(fusers: Sequence[Fuser], sharers: Sequence[Participant], receiver: Participant) -> None:
@@ -73,5 +82,8 @@ def check_fit(fusers: Sequence[Fuser], sharers: Sequence[Participant], receiver:
 
 
 def device() -> str:
-    """Where the work is done."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the work is done; of several processes of one machine, each has a device of its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return f"cuda:{torch.cuda.current_device()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -13,24 +14,33 @@ from nullarm.models.tasks.base import Item
 from nullarm.protocols.kv_communication.channels.participants import Participant
 from nullarm.protocols.kv_communication.communication.exchange import Heard
 from nullarm.protocols.kv_communication.communication.fuse import Contribution, together
-from nullarm.protocols.kv_communication.communication.prefill import Prefilled, prefill
-from nullarm.protocols.kv_communication.parameters import Order
+from nullarm.protocols.kv_communication.communication.prefill import Prefilled, prefill, without_last
+from nullarm.protocols.kv_communication.fuser import Fuser
+from nullarm.protocols.kv_communication.parameters import BY_PLACE, Order
 from nullarm.protocols.kv_communication.selection import scores
 from nullarm.protocols.kv_communication.selection.order import choose
 from nullarm.protocols.kv_communication.selection.queries import Queries, captured_queries
 from nullarm.study.identity import content_hash
 
-BY_PLACE = ("front", "back", "middle", "random")
-OF_THE_RECEIVER = ("delta", "two_round")
+T = TypeVar("T")
+
+OF_THE_RECEIVER: tuple[Order, ...] = ("delta", "two_round")
 """Scores of the receiver's tokens; the others are the sharer's."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a model has read: its cache, and its queries where a score needs them."""
+    """What a model has read.
+
+    Attributes:
+        cache: Its cache; the receiver's without the last token of the prompt.
+        queries: Where a score needs them.
+        asks: The receiver's attention to each token of its cache, where that is what it asks for.
+    """
 
     cache: Prefilled
     queries: Queries | None = None
+    asks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,23 +57,42 @@ class Selecting:
     proportion: float
     seed: int
 
-    def receiver_reads(self, who: Participant, rows: Sequence[Sequence[int]]) -> Read:
-        """The receiver's cache, with its queries where it asks for tokens by its own attention."""
-        return _read(who, rows, self._scores_by("two_round"))
+    def by(self, *orders: Order) -> bool:
+        """Whether tokens are chosen, and in one of these orders."""
+        return self.proportion < 1 and self.order in orders
 
-    def sharer_reads(self, who: Participant, rows: Sequence[Sequence[int]]) -> Read:
+    @property
+    def by_the_receiver(self) -> bool:
+        """Whether the receiver's own cache has a say."""
+        return self.by(*OF_THE_RECEIVER)
+
+    def receiver_reads(self, who: Participant, prompts: Sequence[Sequence[int]]) -> Read:
+        """The receiver's cache of the prompts but for their last tokens, and what it asks for.
+
+        It asks by the attention of the very last token, from which the answer starts, and so reads that one too.
+        """
+        if not self.by("two_round"):
+            return Read(prefill(who.model, [ids[:-1] for ids in prompts]))
+        with captured_queries(who.model, range(who.geometry.layers)) as queries:
+            whole = prefill(who.model, prompts)
+        asks = scores.last_attention(dict(enumerate(whole.kv)), whole.mask, queries)
+        return Read(without_last(whole), asks=asks[:, :-1])
+
+    def sharer_reads(self, who: Participant, rows: Sequence[Sequence[int]], fuser: Fuser) -> Read:
         """A sharer's cache, with its queries where its own attention decides."""
-        return _read(who, rows, self._scores_by("expected_attention"))
+        wanted = self.by("expected_attention")
+        with captured_queries(who.model, _layers_of(fuser)) if wanted else nullcontext() as queries:
+            return Read(prefill(who.model, rows), queries)
 
     def kept(
-        self, items: Sequence[Item], heard: Sequence[Heard], own: Read, sharer: Read, all_of_it: Contribution
+        self, items: Sequence[Item], heard: Sequence[Heard], own: Read | None, sharer: Read, all_of_it: Contribution
     ) -> list[Heard]:
         """What the sharer is heard of: tokens that are not sent are not fused.
 
         Args:
             items: What is asked.
             heard: What could be fused.
-            own: What the receiver has read.
+            own: What the receiver has read, where that has a say.
             sharer: What the sharer has read.
             all_of_it: The sharer's whole cache as it is, for the oracle.
         """
@@ -89,9 +118,9 @@ class Selecting:
         kept = set(choose(self.order, self.proportion, candidates, scores=scored, rng=rng))
         return Heard(heard.ids, [token if place in kept else -1 for place, token in enumerate(heard.source)])
 
-    def _scores(self, own: Read, sharer: Read, all_of_it: Contribution) -> Tensor:
-        """[batch, tokens] of the model that scores."""
-        streams = dict(enumerate(sharer.cache.kv))
+    def _scores(self, own: Read | None, sharer: Read, all_of_it: Contribution) -> Tensor:
+        """[batch, tokens] of the model that scores; the sharer's by the layers that the fuser reads."""
+        streams = {layer: sharer.cache.kv[layer] for layer in _layers_of(all_of_it.fuser)}
         match self.order:
             case "key_norm":
                 return scores.key_norm(streams, sharer.cache.mask)
@@ -100,22 +129,19 @@ class Selecting:
             case "expected_attention":
                 return scores.expected_attention(streams, sharer.cache.mask, _there(sharer.queries))
             case "delta":
-                return scores.delta(own.cache.kv, together(own.cache, [all_of_it]).kv, own.cache.mask)
+                before = _there(own).cache
+                return scores.delta(before.kv, together(before, [all_of_it]).kv, before.mask)
             case "two_round":
-                return scores.last_attention(dict(enumerate(own.cache.kv)), own.cache.mask, _there(own.queries))
+                return _there(_there(own).asks)
         raise ValueError(f"order {self.order} has no scores")
 
-    def _scores_by(self, order: Order) -> bool:
-        return self.order == order and self.proportion < 1
+
+def _layers_of(fuser: Fuser) -> list[int]:
+    """Those of the sharer that the fuser reads."""
+    return sorted({stream.layer for stream in fuser.streams()})
 
 
-def _read(who: Participant, rows: Sequence[Sequence[int]], with_queries: bool) -> Read:
-    layers = range(who.geometry.layers)
-    with captured_queries(who.model, layers) if with_queries else nullcontext() as queries:
-        return Read(prefill(who.model, rows), queries)
-
-
-def _there(queries: Queries | None) -> Queries:
-    if queries is None:
-        raise ValueError("queries were not picked up")
-    return queries
+def _there(part: T | None) -> T:
+    if part is None:
+        raise ValueError("what the score needs was not read")
+    return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nullarm.errors import ModelError
@@ -50,7 +51,8 @@ def one_id_each(receiver: Rendered, receiver_tokenizer: Any, sharer_tokenizer: A
         ModelError: The sharer's tokeniser does not tell offsets.
     """
     texts = receiver_tokenizer.batch_decode([[i] for i in receiver.ids], clean_up_tokenization_spaces=False)
-    longest = {text: _longest(sharer_tokenizer, text) for text in dict.fromkeys(texts)}
+    different = list(dict.fromkeys(texts))
+    longest = dict(zip(different, _longest(sharer_tokenizer, different), strict=True))
     found = [longest[text] for text in texts]
     stand_in = _unknown(sharer_tokenizer)
     ids = [stand_in if i is None else i for i in found]
@@ -73,16 +75,19 @@ def _last_readers(spans: list[Span], characters: int) -> list[int]:
     return readers
 
 
-def _longest(tokenizer: Any, text: str) -> int | None:
-    ids, spans = tokens_and_spans(tokenizer, text, special_tokens=False)
-    if spans is None:
-        raise ModelError(
-            "the longest part of a token is found by character offsets, which only fast tokenizers tell",
-            value=name_of(tokenizer),
-            valid="a sharer with a fast tokenizer",
-        )
-    widths = [end - start for start, end in spans]
-    return ids[widths.index(max(widths))] if ids else None
+def _longest(tokenizer: Any, texts: Sequence[str]) -> list[int | None]:
+    """Of each text the token that covers most characters."""
+    found = []
+    for ids, spans in tokens_and_spans(tokenizer, texts, special_tokens=False):
+        if spans is None:
+            raise ModelError(
+                "the longest part of a token is found by character offsets, which only fast tokenizers tell",
+                value=name_of(tokenizer),
+                valid="a sharer with a fast tokenizer",
+            )
+        widths = [end - start for start, end in spans]
+        found.append(ids[widths.index(max(widths))] if ids else None)
+    return found
 
 
 def _unknown(tokenizer: Any) -> int:

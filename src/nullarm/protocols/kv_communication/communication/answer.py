@@ -18,6 +18,9 @@ from nullarm.protocols.kv_communication.communication.prefill import Prefilled, 
 GROUP_BYTES = 2**30
 """Most that the repeated caches and the logits of one forward pass take, unless a single row takes more."""
 
+NOT_A_NUMBER = -1
+"""In place of a token where the logits are none."""
+
 Row = tuple[int, tuple[int, ...]]
 """An item, and the tokens that are run after the last one of its prompt."""
 
@@ -43,7 +46,7 @@ def continue_logits(model: Any, prefilled: Prefilled, ids: Tensor, mask: Tensor)
 def choice_log_likelihoods(
     model: Any, prefilled: Prefilled, last_ids: Sequence[int], completions: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    """Log-likelihood of each choice of each item, nats, summed over its tokens (fp32).
+    """Log-likelihood of each choice of each item, nats, summed over its tokens (fp32); NaN where the logits are.
 
     Choices of an item that differ in their last token only, as single letters do, share one row; for each other one the
     item's cache is repeated.
@@ -70,7 +73,7 @@ def choice_log_likelihoods(
 @torch.no_grad()
 def generate(
     model: Any, prefilled: Prefilled, last_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int]
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """Greedy continuations of a batch of prompts; a row that has ended is no longer run.
 
     Args:
@@ -81,17 +84,19 @@ def generate(
         stop_ids: Tokens that end it, see `stop_ids_of`.
 
     Returns:
-        Token ids of each row, without the one that ended it.
+        Token ids of each row, without the one that ended it; None where the logits were no numbers.
     """
     parts, cache, seen = anatomy(model), cache_of(prefilled.kv), prefilled.mask
     written: list[list[int]] = [[] for _ in last_ids]
+    spoilt: set[int] = set()
     running, tokens = list(range(len(last_ids))), list(last_ids)
     for _ in range(max_new_tokens):
         ids = torch.tensor(tokens, device=seen.device)[:, None]
         new = torch.ones_like(ids, dtype=torch.bool)
-        chosen = _logits(parts, advance(parts, cache, seen, ids, new)[:, -1]).argmax(-1).tolist()
+        chosen = _likeliest(_logits(parts, advance(parts, cache, seen, ids, new)[:, -1]))
         seen = torch.cat([seen, new], dim=1)
-        going = [place for place, token in enumerate(chosen) if token not in stop_ids]
+        spoilt |= {row for row, token in zip(running, chosen, strict=True) if token == NOT_A_NUMBER}
+        going = [place for place, token in enumerate(chosen) if token != NOT_A_NUMBER and token not in stop_ids]
         if not going:
             break
         if len(going) < len(running):
@@ -101,7 +106,7 @@ def generate(
         running, tokens = [running[place] for place in going], [chosen[place] for place in going]
         for row, token in zip(running, tokens, strict=True):
             written[row].append(token)
-    return written
+    return [None if row in spoilt else ids for row, ids in enumerate(written)]
 
 
 def stop_ids_of(model: Any) -> frozenset[int]:
@@ -133,6 +138,13 @@ def _log_p(model: Any, prefilled: Prefilled, last_ids: Sequence[int], group: lis
 
 def _sum(log_p: Tensor, tokens: Sequence[int]) -> Tensor:
     return log_p[range(len(tokens)), list(tokens)].sum()
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    """The token of the highest logit, which is not a number if any of its row is none."""
+    highest, tokens = logits.max(-1)
+    found: list[int] = tokens.masked_fill(highest.isnan(), NOT_A_NUMBER).tolist()
+    return found
 
 
 def _repeated(prefilled: Prefilled, items: list[int]) -> Prefilled:

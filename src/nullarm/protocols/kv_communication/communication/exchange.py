@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from nullarm.protocols.kv_communication.communication.alignment import NOTHING, by_offsets, one_id_each
-from nullarm.protocols.kv_communication.communication.rendering import rendered
-
-Alignment = Literal["offsets", "one_id"]
+from nullarm.protocols.kv_communication.communication.rendering import Rendered, all_rendered
+from nullarm.protocols.kv_communication.parameters import Alignment
 
 
 @dataclass(frozen=True)
@@ -36,47 +35,57 @@ class Exchange:
     """One item between a receiver and its sharers.
 
     Attributes:
-        receiver_ids: The receiver's tokens of the whole prompt; all but the last are its prefix, whose cache is fused.
+        receiver: What the receiver reads, the whole prompt.
         sharers: One per sharer.
     """
 
-    receiver_ids: list[int]
+    receiver: Rendered
     sharers: tuple[Heard, ...]
 
+    @property
+    def receiver_ids(self) -> list[int]:
+        """The receiver's tokens; all but the last are its prefix, whose cache is fused."""
+        return self.receiver.ids
 
-def exchange(
-    prompt: str,
+
+def exchanges(
+    prompts: Sequence[str],
     receiver_tokenizer: Any,
     sharer_tokenizers: Sequence[Any],
     *,
     chat_template: bool = False,
     answer_prefix: str = "",
     alignment: Alignment = "offsets",
-) -> Exchange:
-    """From an item's prompt to what every model reads.
+) -> list[Exchange]:
+    """From items' prompts to what every model reads.
 
     Args:
-        prompt: The item's prompt.
+        prompts: The items' prompts, at least one; each tokeniser reads them in one go.
         receiver_tokenizer: Of the model that answers.
-        sharer_tokenizers: Of the models that send, which read the prompt in their own chat templates and tokens.
-        chat_template: Put the prompt into each model's own chat template, as one user message, thinking off.
+        sharer_tokenizers: Of the models that send, which read the prompts in their own chat templates and tokens.
+        chat_template: Put each prompt into each model's own chat template, as one user message, thinking off.
         answer_prefix: What the answer begins with.
         alignment: Across tokenisers: `offsets`, by characters; `one_id`, as the original did. Where the tokens of both
             are the same, they are the alignment.
 
     Raises:
-        DatasetError: The prompt has no tokens.
-        ModelError: A chat template is missing, or a tokeniser does not tell offsets.
+        DatasetError: A prompt has no tokens, or a chat template does not render it as it is.
+        ModelError: A chat template is missing or renders no prompt, or a tokeniser does not tell offsets.
     """
-    receiver = rendered(receiver_tokenizer, prompt, chat_template=chat_template, answer_prefix=answer_prefix)
+    own, *others = (
+        all_rendered(tokenizer, prompts, chat_template=chat_template, answer_prefix=answer_prefix)
+        for tokenizer in (receiver_tokenizer, *sharer_tokenizers)
+    )
 
-    def heard(tokenizer: Any) -> Heard:
-        sharer = rendered(tokenizer, prompt, chat_template=chat_template, answer_prefix=answer_prefix)
+    def heard(receiver: Rendered, sharer: Rendered, tokenizer: Any) -> Heard:
         if alignment == "one_id" and receiver != sharer:
             return _but_last(*one_id_each(receiver, receiver_tokenizer, tokenizer))
         return _but_last(sharer.ids, by_offsets(receiver, sharer))
 
-    return Exchange(receiver.ids, tuple(map(heard, sharer_tokenizers)))
+    return [
+        Exchange(receiver, tuple(heard(receiver, *one) for one in zip(sharers, sharer_tokenizers, strict=True)))
+        for receiver, *sharers in zip(own, *others, strict=True)
+    ]
 
 
 def overheard(own: Exchange, other: Exchange) -> Exchange:
@@ -86,7 +95,7 @@ def overheard(own: Exchange, other: Exchange) -> Exchange:
     other item is shorter.
     """
     pairs = zip(own.sharers, other.sharers, strict=True)
-    return Exchange(own.receiver_ids, tuple(_misplaced(mine.source, theirs.ids) for mine, theirs in pairs))
+    return Exchange(own.receiver, tuple(_misplaced(mine.source, theirs.ids) for mine, theirs in pairs))
 
 
 def _misplaced(source: list[int], ids: list[int]) -> Heard:

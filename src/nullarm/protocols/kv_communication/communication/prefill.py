@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from nullarm.errors import DatasetError
 from nullarm.models.anatomy import Anatomy, anatomy
 from nullarm.protocols.kv_communication.fuser.projector import KV
 
@@ -63,6 +64,30 @@ def prefill_padded(model: Any, ids: Tensor, mask: Tensor) -> Prefilled:
     cache = DynamicCache()
     advance(anatomy(model), cache, mask[:, :0], ids, mask)
     return Prefilled(kv_of(cache), mask, positions_of(mask))
+
+
+def without_last(cache: Prefilled) -> Prefilled:
+    """The cache of the same rows but for the last token of each, as wide as `prefill` makes it: 1 at least."""
+    width = cache.mask.shape[1] - 1
+    if not width:
+        return Prefilled(cache.kv, torch.zeros_like(cache.mask), cache.positions)
+    kv = [(key[:, :, :width], value[:, :, :width]) for key, value in cache.kv]
+    return Prefilled(kv, cache.mask[:, :width], cache.positions[:, :width])
+
+
+def refuse_too_long(model: Any, tokens: int) -> None:
+    """Refuse what a model has no positions for; some fail on it, others answer and are wrong.
+
+    Args:
+        model: Causal LM.
+        tokens: That are run in one sequence, new ones included.
+
+    Raises:
+        DatasetError: There are too many.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise DatasetError("a prompt is longer than the model's context", value=f"{tokens} tokens", valid=f"{most}")
 
 
 def advance(parts: Anatomy, cache: DynamicCache, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
 from nullarm.protocols.kv_communication.fuser.projector import SourceKV
-from nullarm.protocols.kv_communication.geometry import HALVES, Stream
+from nullarm.protocols.kv_communication.geometry import Stream, of
 from nullarm.protocols.kv_communication.wire.message import Message
 
 
@@ -23,7 +23,7 @@ def messages_of(cache: Prefilled, streams: Iterable[Stream], wanted: Sequence[Se
     """
     width = cache.mask.shape[1]
     tokens = cache.mask.sum(1).tolist()
-    sent = {stream: cache.kv[stream.layer][HALVES.index(stream.half)] for stream in streams}
+    sent = {stream: of(cache.kv, stream) for stream in streams}
     found = []
     for item, (length, places) in enumerate(zip(tokens, wanted, strict=True)):
         positions = torch.tensor(places, dtype=torch.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nullarm.protocols.kv_communication.fuser.layers import LAYER_MAPS, LayerMap, k_nearest, last_aligned
+from nullarm.protocols.kv_communication.fuser.layers import LayerMap, k_nearest, last_aligned, layer_map
 
 if TYPE_CHECKING:
     from nullarm.protocols.kv_communication.fuser.checkpoint import load_fuser, save_fuser
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nullarm.protocols.kv_communication.fuser.projector import C2CProjector
 
 __all__ = [
-    "LAYER_MAPS",
     "C2CProjector",
     "Fuser",
     "LayerMap",
@@ -24,6 +23,7 @@ __all__ = [
     "fuse_sequentially",
     "k_nearest",
     "last_aligned",
+    "layer_map",
     "load_fuser",
     "save_fuser",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nullarm.errors import ModelError
 from nullarm.protocols.kv_communication.fuser.layers import LayerMap, last_aligned
 from nullarm.protocols.kv_communication.fuser.projector import KV, C2CProjector, SourceKV, open_halves
-from nullarm.protocols.kv_communication.geometry import HALVES, Geometry, Half, Stream
+from nullarm.protocols.kv_communication.geometry import HALVES, Geometry, Half, Stream, of
 
 Entries = tuple[tuple[int, int], ...]
 """(source layer, projector index) of each projector that changes a target layer."""
@@ -132,10 +132,18 @@ class Fuser(nn.Module):
                 )
 
     def fix_gates(self) -> None:
-        """Keep every gate as it is while the rest is trained on: open or closed, in training as in evaluation."""
+        """Keep every gate as it is while the rest is trained on: open or closed, in training as in evaluation.
+
+        The weights of a half behind a closed gate, which nothing reaches, are kept as well.
+
+        Raises:
+            ModelError: Every gate is closed.
+        """
         for projector in self._typed:
             for half in HALVES:
-                projector.gate_logit(half).requires_grad_(False)
+                projector.fix_gate(half)
+        if not any(open_halves(self._typed)):
+            raise ModelError("every gate of the fuser is closed: nothing to train", valid="a fuser with an open gate")
 
     def set_step(self, step: int) -> None:
         """Anneal all gates to where they are after `step` optimiser steps."""
@@ -265,7 +273,7 @@ class _Places:
 
 
 def _stream(source: Mapping[int, SourceKV], layer: int, half: Half) -> Tensor:
-    found = source.get(layer, (None, None))[HALVES.index(half)]
+    found = of(source, Stream(layer, half)) if layer in source else None
     if found is None:
         sent = [
             f"{half} of {n}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Literal
 
 from nullarm.errors import StudyError
 
@@ -44,5 +45,22 @@ def k_nearest(source_layers: int, target_layers: int, k: int = 1) -> LayerMap:
     return {t: nearest_to(t) for t in range(target_layers)}
 
 
-LAYER_MAPS: Mapping[str, Callable[..., LayerMap]] = {"last_aligned": last_aligned, "k_nearest": k_nearest}
-"""By the name a study uses; called with the layers of sharer and receiver, and the map's own options."""
+def layer_map(
+    name: Literal["last_aligned", "k_nearest"], source_layers: int, target_layers: int, sources: int = 1
+) -> LayerMap:
+    """The map that a study names.
+
+    Args:
+        name: Of the map.
+        source_layers: S, layers of the sharer.
+        target_layers: T, layers of the receiver.
+        sources: Of each target layer.
+
+    Raises:
+        StudyError: The map does not give a layer that many sources.
+    """
+    if name == "k_nearest":
+        return k_nearest(source_layers, target_layers, sources)
+    if sources != 1:
+        raise StudyError("layer map last_aligned has one source for each layer", value=sources, valid="1, or k_nearest")
+    return last_aligned(source_layers, target_layers)

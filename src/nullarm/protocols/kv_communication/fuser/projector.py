@@ -166,6 +166,14 @@ class C2CProjector(nn.Module):
         """The logit of a half's gate, a scalar."""
         return self.get_parameter(f"{half}_gate_logit")
 
+    def fix_gate(self, half: Half) -> None:
+        """Train the gate of a half no longer; where it is closed, nothing else of the half either."""
+        logit = self.gate_logit(half).requires_grad_(False)
+        if not logit > 0:
+            for name, parameter in self.named_parameters():
+                if name.startswith(f"{half}_"):
+                    parameter.requires_grad_(False)
+
     def is_noisy(self, half: Half) -> bool:
         """Whether the gate of a half is being trained, and so neither open nor closed."""
         return self.training and self.gate_logit(half).requires_grad

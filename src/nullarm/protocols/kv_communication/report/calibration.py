@@ -7,7 +7,7 @@ from typing import Any
 
 from nullarm.protocols.kv_communication.geometry import HALVES
 from nullarm.protocols.kv_communication.tables import CALIBRATE, SENSITIVITY, STATISTICS
-from nullarm.report import Block, Heatmap, HeatmapPanel, Table
+from nullarm.report import Axis, Block, Heatmap, HeatmapPanel, Plot, PlotPanel, Series, Table
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
 
@@ -22,6 +22,7 @@ def calibration(store: StudyStore) -> Iterator[Block]:
         statistics, sensitivities = _rows(finished, STATISTICS), _rows(finished, SENSITIVITY)
         if statistics:
             yield _means(name, cell_id, statistics)
+            yield _rate_distortion(name, cell_id, statistics)
             yield _errors(name, cell_id, statistics)
         for codec in dict.fromkeys(row["codec"] for row in sensitivities):
             yield _damage(name, cell_id, codec, [row for row in sensitivities if row["codec"] == codec])
@@ -52,6 +53,24 @@ def _means(name: str, cell_id: str, statistics: Sequence[Row]) -> Table:
         cells=tuple((cell_id,) for _ in groups),
         caption="Relative error: ‖x̂ − x‖ / ‖x‖ of a stream (keys or values of one layer). Largest error: relative to "
         "the largest magnitude.",
+    )
+
+
+def _rate_distortion(name: str, cell_id: str, statistics: Sequence[Row]) -> Plot:
+    """Of two codecs that cost the same, the lower one is the better."""
+    points = {codec: _mean_values(rows) for codec, rows in _by_codec(statistics).items()}
+    series = tuple(
+        Series(name=codec, x=[size], y=[error], hover=[codec], cells=((cell_id,),), style="points")
+        for codec, (error, *_, size) in points.items()
+        if error > 0  # which a logarithmic axis cannot show
+    )
+    return Plot(
+        title=f"{name}: bytes against error of each codec",
+        x=Axis("bytes a token, all streams", log=True),
+        y=Axis("relative error, mean over streams", log=True),
+        panels=(PlotPanel(name, series),),
+        caption="The errors of the table above. What they cost the answer is another matter: see the streams below, "
+        "and the accuracies.",
     )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nullarm.protocols.kv_communication.budget.curve import Point, frontier
-from nullarm.protocols.kv_communication.budget.figure import kind
+from nullarm.protocols.kv_communication.budget.points import Point, frontier
 from nullarm.report import Axis, Block, Guide, Plot, PlotPanel, Series, Table
 from nullarm.report.numbers import show, show_percent
 
@@ -31,7 +30,7 @@ def _figure(dataset: str, points: Sequence[Point]) -> Plot:
     for point in sent:
         groups.setdefault(_group(point), []).append(point)
     line = _series("frontier", frontier(sent), "step")
-    alone = [p.result.accuracy for p in points if kind(p) == "receiver"]
+    alone = [p.result.accuracy for p in points if p.kind == "receiver"]
     return Plot(
         title=f"{dataset}: bytes against accuracy",
         x=Axis("bytes an item", log=True),
@@ -44,11 +43,9 @@ def _figure(dataset: str, points: Sequence[Point]) -> Plot:
 
 def _group(point: Point) -> str:
     """Points of one colour: a codec, the controls, text."""
-    return (
-        str(point.result.channel["codec"])
-        if kind(point) == "cache"
-        else {"control": "controls"}.get(kind(point), "text")
-    )
+    if point.kind == "cache":
+        return str(point.result.channel["codec"])
+    return "controls" if point.kind == "control" else "text"
 
 
 def _series(name: str, points: Sequence[Point], style: str) -> Series:

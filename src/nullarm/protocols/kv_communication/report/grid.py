@@ -8,93 +8,114 @@ from nullarm.protocols.kv_communication.budget.comparison import Compared, Compa
 from nullarm.protocols.kv_communication.budget.evaluations import Evaluation
 from nullarm.report import Block, IntervalPlot, IntervalRow, Note, Table, Value
 from nullarm.report.numbers import show_percent
+from nullarm.stats.verdict import Judgement, Verdict
 from nullarm.study.spec import Analysis
 
-COLUMNS = (
-    "arm",
-    "codec",
-    "share",
-    "order",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "Holm p",
-    "detectable",
-    "TOST p",
-    "verdict",
-)
 
+def grid(found: Sequence[Evaluation], analysis: Analysis, obstacle: str | None) -> Iterator[Block]:
+    """For each data set and reference a figure, a table, and why each verdict was given.
 
-def grid(found: Sequence[Evaluation], analysis: Analysis) -> Iterator[Block]:
-    """A figure and a table for each data set and reference."""
-    done = comparisons(found, analysis)
+    Args:
+        found: Usable evaluations.
+        analysis: As declared.
+        obstacle: Why no verdict may be given, where that is so.
+    """
+    done = comparisons(found, analysis, obstacle)
     if found and not done:
         yield Note(
             "Neither an unquantised cache nor the receiver alone was evaluated, so nothing is compared.", "warning"
         )
+    if done and obstacle is not None:
+        yield Note(
+            f"No verdict on any arm: {obstacle.rstrip('.')}. Differences are shown, intervals are not.", "warning"
+        )
     for comparison in done:
-        if comparison.rows:
-            yield _figure(comparison, analysis)
-            yield _table(comparison, analysis)
+        yield _figure(comparison, analysis)
+        yield _table(comparison, analysis)
+        if obstacle is None:
+            yield _reasons(comparison, analysis)
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.dataset}: accuracy minus that of {comparison.reference.arm}"
+    return f"{comparison.dataset}: accuracy minus that of {comparison.against}"
 
 
 def _figure(comparison: Comparison, analysis: Analysis) -> IntervalPlot:
     rows = tuple(
         IntervalRow(
             label=row.result.arm, estimate=row.difference, interval=row.ends, verdict=row.judgement.verdict.value,
-            cells=_cells(row, comparison),
+            cells=_cells(row),
         )
         for row in comparison.rows
     )  # fmt: skip
-    return IntervalPlot(_title(comparison), rows, "difference in accuracy", analysis.margin, 1 - 2 * analysis.alpha)
+    return IntervalPlot(
+        f"{_title(comparison)}, intervals", rows, "difference in accuracy", analysis.margin, 1 - 2 * analysis.alpha
+    )
 
 
 def _table(comparison: Comparison, analysis: Analysis) -> Table:
+    columns = _columns(comparison)
     return Table(
         title=_title(comparison),
-        columns=(*COLUMNS, *(["McNemar p"] if comparison.unit == "clusters" else [])),
-        rows=tuple(_row(row, comparison.unit) for row in comparison.rows),
+        columns=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
         cells=tuple(row.result.cells for row in comparison.rows),
         caption=_caption(comparison, analysis),
     )
 
 
+def _columns(comparison: Comparison) -> dict[str, list[Value]]:
+    """By name, few enough to fit a page."""
+    rows = comparison.rows
+    judged = [row.judgement for row in rows]
+    ends = [row.ends or (None, None) for row in rows]
+    return {
+        "arm": [row.result.arm for row in rows],
+        **({"of accuracies": [row.plain_difference for row in rows]} if comparison.clustered else {}),
+        "difference": [row.difference for row in rows],
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+        "p": [row.p for row in rows],
+        "TOST p": [j.p_adjusted for j in judged],
+        "n": [j.n_seeds for j in judged],
+        "verdict": [j.verdict.value for j in judged],
+    }
+
+
 def _caption(comparison: Comparison, analysis: Analysis) -> str:
     level = show_percent(1 - 2 * analysis.alpha)
-    if comparison.unit == "clusters":
+    if comparison.clustered:
         how = (
-            "Items come in clusters, the units here: p is that of a two-sided t test over clusters. McNemar's test, in "
+            "n counts clusters. The difference is the mean of the clusters' means, in which a cluster counts once "
+            "whatever its size; “of accuracies” is the difference of the two accuracies above, in which an item does. "
+            "p is that of a t test over clusters"
         )
-        how += "the last column, takes the items as independent."
     else:
-        how = "p is McNemar's, exact, or that of a t test over items where there are several seeds; two-sided."
+        how = "n counts items. p is McNemar's, exact, or that of a t test over items where there are several seeds"
+    against = "Each arm against the unquantised one by the same fusers. " if len(comparison.references) > 1 else ""
     return (
-        f"Paired by {comparison.unit}; {level} bootstrap intervals. {how} Holm runs over all arms of this table. "
-        f"Detectable: the difference found with 80 % power by one test at α = {analysis.alpha:g}, unadjusted. TOST p: "
-        f"of the claim that the difference lies inside ±{analysis.margin:g}, unadjusted. Verdicts rest on one-sided t "
-        f"tests over {comparison.unit}, adjusted by a Holm of their own. EQUIVALENT: the arm costs no accuracy that "
-        "matters; NO_OP: no item changed."
+        f"{against}Paired; {level} bootstrap intervals. {how}; two-sided, unadjusted. TOST p: of the claim that the "
+        f"difference lies inside ±{analysis.margin:g}, adjusted by Holm over the arms of this table, as the verdict "
+        "is. EQUIVALENT: the arm costs no accuracy that matters; NO_OP: no item changed."
     )
 
 
-def _row(row: Compared, unit: str) -> tuple[Value, ...]:
-    channel, judged = row.result.channel, row.judgement
-    fused = row.result.evaluations[0].fused
-    low, high = row.ends or (None, None)
-    return (
-        row.result.arm,
-        channel["codec"] if fused else None,
-        channel["proportion"] if fused else None,
-        channel["order"] if fused and channel["proportion"] < 1 else None,
-        row.difference, low, high, row.p, row.p_adjusted, judged.mde, judged.p_equivalence, judged.verdict.value,
-        *([row.mcnemar.p if row.mcnemar else None] if unit == "clusters" else []),
-    )  # fmt: skip
+def _reasons(comparison: Comparison, analysis: Analysis) -> Table:
+    """Why each verdict was given, what would have been seen, and what would settle what is open."""
+    rows = [(row, row.judgement) for row in comparison.rows]
+    return Table(
+        title=f"{_title(comparison)}, why",
+        columns=("arm", "against", "detectable", "n that would settle it", "reason"),
+        rows=tuple((row.result.arm, row.reference.arm, j.mde, _needed(j), j.reason) for row, j in rows),
+        cells=tuple(_cells(row) for row in comparison.rows),
+        caption=f"Detectable: the difference found with 80 % power by one test at α = {analysis.alpha:g}, unadjusted.",
+    )
 
 
-def _cells(row: Compared, comparison: Comparison) -> tuple[str, ...]:
-    return (*row.result.cells, *comparison.reference.cells)
+def _needed(judgement: Judgement) -> int | None:
+    """Of what is open."""
+    return judgement.n_needed if judgement.verdict is Verdict.INCONCLUSIVE else None
+
+
+def _cells(row: Compared) -> tuple[str, ...]:
+    return (*row.result.cells, *row.reference.cells)

@@ -1,31 +1,29 @@
-"""Files under the names of the source's runbook, and the block that a run ends with."""
+"""What a run ends with: files under the names of the source's runbook, and the closing block."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from textwrap import shorten
 
 from nullarm.analysis import Analysis, Finding
 from nullarm.protocols.kv_communication.budget.arms import ArmResult, arm_results, datasets
-from nullarm.protocols.kv_communication.budget.curve import curve_points, write_curve
+from nullarm.protocols.kv_communication.budget.curve import write_curve
 from nullarm.protocols.kv_communication.budget.evaluations import evaluations, usable
-from nullarm.protocols.kv_communication.runbook.tags import run_directory
-from nullarm.protocols.kv_communication.runbook.tree import reason_of, status_of, write_run
-from nullarm.protocols.kv_communication.tables import EVALUATE
+from nullarm.protocols.kv_communication.budget.points import curve_points
+from nullarm.protocols.kv_communication.runbook.state import state_of
+from nullarm.protocols.kv_communication.runbook.tree import write_evaluation, write_tree
+from nullarm.protocols.kv_communication.tables import EVALUATE, TRAIN_FUSER
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
 
 
 def write_cell(store: StudyStore, cell: Cell) -> None:
-    """The run that an evaluation which has just ended belongs to."""
+    """What a cell that has just ended fills: of an evaluation its files, of others nothing.
+
+    Raises:
+        StorageError: The disk is full, read-only or gone.
+    """
     if cell.stage == EVALUATE:
-        write_run(store, run_directory(cell))
-
-
-def write_tree(store: StudyStore) -> list[Path]:
-    """Every run of the plan, also those that have not begun; their directories."""
-    runs = dict.fromkeys(run_directory(cell) for cell in store.plan if cell.stage == EVALUATE)
-    return [write_run(store, run) for run in runs]
+        write_evaluation(store, cell)
 
 
 def write_outputs(store: StudyStore, analysis: Analysis) -> str:
@@ -43,7 +41,7 @@ def write_outputs(store: StudyStore, analysis: Analysis) -> str:
         results = arm_results(found, dataset)
         width = max(len(result.arm) for result in results)
         lines += ["", f"{dataset} (accuracy, 95 % interval, bytes an item)", *(_line(r, width) for r in results)]
-    lines += _unfinished(store)
+    lines += [*_closed(store), *_unfinished(store)]
     lines += ["", "VERDICTS", *map(_verdict, analysis.findings), ""]
     return "\n".join([*lines, *(f"wrote {path}" for path in files), f"runs: {len(runs)} under {store.paths.output}"])
 
@@ -53,12 +51,24 @@ def _line(result: ArmResult, width: int) -> str:
     return f"  {result.arm:<{width}}  {result.accuracy:.3f}  {interval}  {result.wire_bytes:>12,.0f}  n = {result.n}"
 
 
+def _closed(store: StudyStore) -> list[str]:
+    """Fusers that were trained and came out with every gate closed: through them nothing is sent."""
+    trained = [(cell, store.finished(cell.id)) for cell in store.plan if cell.stage == TRAIN_FUSER]
+    return [
+        f"fuser {cell.slice}, seed {cell.seed}: all gates are closed, so nothing is sent through it"
+        for cell, finished in trained
+        if finished and finished.record.metrics.get("open_streams") == 0
+    ]
+
+
 def _unfinished(store: StudyStore) -> list[str]:
-    cells = [cell for cell in store.plan if cell.stage == EVALUATE]
-    failed = [cell for cell in cells if status_of(store, cell) == "failed"]
-    left = [cell.label for cell in cells if status_of(store, cell) in ("running", "prep_only")]
-    told = [f"{c.label}: FAILED ({shorten(str(reason_of(store, c)), 160, placeholder=' …')})" for c in failed]
-    return told + ([f"not evaluated yet: {', '.join(left)}"] if left else [])
+    states = {cell.label: state_of(store, cell) for cell in store.plan if cell.stage == EVALUATE}
+    left = [label for label, (status, _) in states.items() if status not in ("complete", "failed")]
+    return [
+        *(f"{label}: FAILED ({shorten(str(reason), 160, placeholder=' …')})"
+          for label, (status, reason) in states.items() if status == "failed"),
+        *([f"not evaluated yet: {', '.join(left)}"] if left else []),
+    ]  # fmt: skip
 
 
 def _verdict(finding: Finding) -> str:

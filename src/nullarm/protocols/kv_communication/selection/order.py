@@ -50,16 +50,6 @@ def choose(
     return sorted(candidates[place] for place in _places(order, n, kept, scores, rng))
 
 
-def sharer_positions(kept: Iterable[int], source: Sequence[int]) -> list[int]:
-    """Sharer tokens that go into the message for these receiver tokens, ascending, each once.
-
-    Args:
-        kept: Receiver positions.
-        source: Of every receiver position the sharer's token that it takes, or −1.
-    """
-    return sorted({source[position] for position in kept} - {-1})
-
-
 def _places(
     order: Order, n: int, kept: int, scores: Sequence[float] | None, rng: np.random.Generator | None
 ) -> Iterable[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from nullarm.errors import ModelError
 from nullarm.models.anatomy import anatomy
-
-LAST_BEFORE_ROTATION: Mapping[str, str] = {
-    "LlamaForCausalLM": "q_proj",
-    "MistralForCausalLM": "q_proj",
-    "Qwen2ForCausalLM": "q_proj",
-    "Qwen3ForCausalLM": "q_norm",
-}
-"""By class, the module of an attention block whose output is the queries, to be rotated next."""
+from nullarm.protocols.kv_communication.selection.known_queries import LAST_BEFORE_ROTATION
 
 
 @dataclass(frozen=True)

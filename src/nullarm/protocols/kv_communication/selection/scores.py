@@ -62,8 +62,8 @@ def expected_attention(cache: Mapping[int, KV], mask: Tensor, queries: Queries, 
 def last_attention(cache: Mapping[int, KV], mask: Tensor, queries: Queries) -> Tensor:
     """Attention that the last token pays, mean over heads and layers (the criterion of TOVA, 2401.06104).
 
-    Of the receiver, on its own cache: what it looks at for its next token is what it asks the sharer about. Caches are
-    padded on the left, so the last token is last in every row. A sliding window is not looked at.
+    Of the receiver, on its own cache of the whole prompt: what it looks at for its answer is what it asks the sharer
+    about. Caches are padded on the left, so the last token is last in every row. A sliding window is not looked at.
 
     Args:
         cache: The receiver's.
@@ -129,7 +129,9 @@ def _attention(keys: Tensor, mean: Tensor, covariance: Tensor | None, mask: Tens
 
 
 def _equal_say(worth: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Mean over all heads of `[batch, heads, tokens]`, each relative to its mean over the item's tokens."""
+    """Mean over all heads of `[batch, heads, tokens]`, each relative to its mean over the item's tokens; 0 of none."""
+    if not worth:
+        return torch.zeros(mask.shape, device=mask.device)
     every = torch.cat(list(worth), dim=1)
     return (every / _mean_over_tokens(every, mask[:, None])).mean(dim=1)
 

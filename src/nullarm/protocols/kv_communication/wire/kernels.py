@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nullarm.protocols.kv_communication.wire.packing import PLANES, packed_bytes
+from nullarm.protocols.kv_communication.wire.planes import PLANES, packed_bytes
 
 _BLOCK = 1024
 _TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 · 2²³: what is added to it is rounded, half to even, as torch.round does

@@ -29,7 +29,8 @@ from nullarm.protocols.kv_communication.wire.header import (
     read_header,
     refuse_foreign,
 )
-from nullarm.protocols.kv_communication.wire.schemes import Scheme, Shape, scheme
+from nullarm.protocols.kv_communication.wire.scheme import Scheme, Shape
+from nullarm.protocols.kv_communication.wire.schemes import scheme
 
 _CACHED_NUMBERS = 2**18
 """Numbers of a pass on a CPU: what is made of them on the way stays in its cache."""

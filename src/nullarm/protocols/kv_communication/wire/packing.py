@@ -10,19 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PLANES: dict[int, tuple[tuple[int, int], ...]] = {
-    1: ((0, 1),),
-    2: ((0, 2),),
-    3: ((0, 2), (2, 1)),
-    4: ((0, 4),),
-    8: ((0, 8),),
-}
-"""Planes by the codes' width: lowest bit of the code that is in it, and how many."""
-
-
-def packed_bytes(n: int, bits: int) -> int:
-    """Bytes that n codes take."""
-    return sum(-(-n * width // 8) for _, width in PLANES[bits])
+from nullarm.protocols.kv_communication.wire.planes import PLANES, packed_bytes
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -30,7 +30,7 @@ def message_bytes(
     geometry: Geometry,
     codec: Codec,
     *,
-    streams: Sequence[Stream] | int,
+    streams: Sequence[Stream],
     tokens: int,
     sent: int,
     contiguous: bool,
@@ -41,7 +41,7 @@ def message_bytes(
     Args:
         geometry: Of the sharer.
         codec: How numbers are written.
-        streams: Which are sent, or how many of the first ones, keys and values in turn.
+        streams: Which are sent.
         tokens: Length of the sharer's sequence.
         sent: Tokens of it that are sent.
         contiguous: Are these a range?
@@ -50,8 +50,6 @@ def message_bytes(
     Returns:
         The length, or None where it depends on the numbers (entropy coding).
     """
-    if isinstance(streams, int):
-        streams = geometry.streams[:streams]
     if not streams:
         return _FIXED + _CHECKSUM
     if getattr(codec, "entropy", False):

@@ -14,7 +14,7 @@ ARM_COLUMNS = ("arm", "sends", "codec", "share", "order", "fusers", "remarks")
 RESULT_COLUMNS = ("arm", "items", "accuracy", "low", "high", "bytes an item", "bytes an input token", "errors")
 
 
-def compared(store: StudyStore, found: Sequence[Evaluation]) -> Iterator[Block]:
+def overview(store: StudyStore, found: Sequence[Evaluation]) -> Iterator[Block]:
     """Blocks of the section; unusable evaluations are named, and in no table of results."""
     yield from _warnings(store, found)
     if not found:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nullarm.protocols.kv_communication.budget.crossover import (
-    EqualBytes,
-    MessageTime,
-    crossing,
-    equal_bytes,
-    message_times,
-)
-from nullarm.protocols.kv_communication.budget.curve import Point
+from nullarm.protocols.kv_communication.budget.equal_bytes import SLACK, EqualBytes, equal_bytes
+from nullarm.protocols.kv_communication.budget.message_time import MessageTime, crossing, message_times
+from nullarm.protocols.kv_communication.budget.points import Point
 from nullarm.report import Axis, Block, Plot, PlotPanel, Series, Table, Value
-from nullarm.report.numbers import show_percent
+from nullarm.report.numbers import show, show_percent
 from nullarm.study.spec import Analysis
 
 BANDWIDTHS = tuple(10 ** (step / 4) for step in range(-16, 13))
 """From 0.1 Mbit/s to 1 Tbit/s, in gigabits a second."""
 
 
-def crossovers(points: Sequence[Point], analysis: Analysis) -> Iterator[Block]:
-    """For each data set with text: the nearest cache arm, times against bandwidth, and where they cross."""
+def caches_against_text(points: Sequence[Point], analysis: Analysis, obstacle: str | None) -> Iterator[Block]:
+    """For each data set with text: the best cache that is no larger, times against bandwidth, and where they cross.
+
+    Args:
+        points: Of `curve_points`.
+        analysis: As declared.
+        obstacle: Why no verdict may be given, where that is so; intervals and p are then withheld.
+    """
     for dataset in dict.fromkeys(point.result.dataset for point in points):
         here = [point for point in points if point.result.dataset == dataset]
-        if pairs := list(equal_bytes(here, analysis)):
+        if pairs := list(equal_bytes(here, analysis, obstacle)):
             yield _equal(dataset, pairs, analysis)
         times = message_times(here)
         texts = [time for time in times if time.result.channel["via"] == "text"]
@@ -37,19 +38,24 @@ def crossovers(points: Sequence[Point], analysis: Analysis) -> Iterator[Block]:
 def _equal(dataset: str, pairs: Sequence[EqualBytes], analysis: Analysis) -> Table:
     return Table(
         title=f"At equal bytes: {dataset}",
-        columns=("text", "bytes", "accuracy", "nearest cache", "cache bytes", "cache accuracy", "difference", "low",
+        columns=("text", "bytes", "accuracy", "best cache no larger", "its bytes", "its accuracy", "difference", "low",
                  "high", "p"),
         rows=tuple(map(_equal_row, pairs)),
         cells=tuple((*pair.cache.cells, *pair.text.cells) for pair in pairs),
-        caption=f"Cache minus text, paired; {show_percent(1 - 2 * analysis.alpha)} bootstrap intervals, two-sided p.",
+        caption=f"The most accurate cache of at most {SLACK:g} times the text's bytes. Cache minus text, paired; "
+        f"{show_percent(1 - 2 * analysis.alpha)} bootstrap intervals, two-sided p. The cache was chosen for its "
+        "accuracy on these items, so its gain is on the high side.",
     )  # fmt: skip
 
 
 def _equal_row(pair: EqualBytes) -> tuple[Value, ...]:
     text, cache, found = pair.text, pair.cache, pair.compared
+    told = (text.arm, text.wire_bytes, text.accuracy)
+    if found is None:
+        smallest = f"none that small: the smallest cache is {show(round(cache.wire_bytes))} bytes"
+        return (*told, smallest, *(None,) * 6)
     low, high = found.ends or (None, None)
-    told = [(r.arm, r.wire_bytes, r.accuracy) for r in (text, cache)]
-    return (*told[0], *told[1], found.difference, low, high, found.p)
+    return (*told, cache.arm, cache.wire_bytes, cache.accuracy, found.difference, low, high, found.p)
 
 
 def _figure(dataset: str, times: Sequence[MessageTime]) -> Plot:
