@@ -17,6 +17,7 @@ from typing import Any
 from nullarm.errors import ModelError
 from nullarm.models.cache import cache_dir, writing_to
 from nullarm.models.quiet import without_progress_bars
+from nullarm.models.tiny.making import examine, train
 from nullarm.models.tiny.recipe import RECIPES
 
 SHIPPED = Path(__file__).parent / "data"
@@ -102,9 +103,9 @@ def _train_and_examine(name: str, out: Path, say: Say) -> dict[str, Any]:
     for seed in recipe.seeds:
         start = time.process_time()
         say(f"builtin:{name}, seed {seed}")
-        model, tokenizer = recipe.train(seed, say)
+        model, tokenizer = train(recipe, seed, say, lambda base: directory_of(base, say))
         cpu_s = round(time.process_time() - start, 1)
-        exams = recipe.examine(model, tokenizer)
+        exams = examine(recipe, model, tokenizer)
         for exam in exams:
             say(f"seed {seed} after {cpu_s} CPU s, {exam}")
         short = [f"{exam.name} {skill}" for exam in exams for skill in exam.short]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from nullarm.models.hashing import settings_hash
-from nullarm.models.tiny.exam import Exam
 from nullarm.models.tiny.word_recipe import WORD_RECEIVER, WORD_SHARER, WORD_SHARER_PIECES
-from nullarm.models.tiny.world import World, WorldKnobs
+from nullarm.models.tiny.world import WorldKnobs
 
 HERE = Path(__file__).parent
 CODE = ("world.py", "tokenizer.py", "muon.py", "training.py", "pretrain.py")
@@ -34,12 +33,6 @@ class Recipe(Protocol):
 
     def content_hash(self) -> str:
         """Hash of the recipe and of the code that carries it out."""
-
-    def train(self, seed: int, say: Callable[[str], None]) -> tuple[Any, Any]:
-        """Model and tokeniser of one seed; `say` is told what happens."""
-
-    def examine(self, model: Any, tokenizer: Any) -> list[Exam]:
-        """What the model learned, beside what it had to."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +105,6 @@ class WorldRecipe:
         """Hash of the recipe and of the code that carries it out."""
         return settings_hash({**asdict(self), "config": self.config}, [HERE / name for name in CODE])
 
-    def train(self, seed: int, say: Callable[[str], None]) -> tuple[Any, Any]:
-        """Model and tokeniser of one seed, trained from nothing."""
-        from nullarm.models.tiny.pretrain import pretrain
-
-        return pretrain(self, seed, say)
-
-    def examine(self, model: Any, tokenizer: Any) -> list[Exam]:
-        """Held-out questions in the plain form."""
-        from nullarm.models.tiny.examine import examine
-
-        plain = examine(model, tokenizer, World(self.world), self.evaluation_items)
-        return [Exam("plain", plain, self.pass_marks)]
-
 
 @dataclass(frozen=True)
 class ChatRecipe:
@@ -178,22 +158,6 @@ class ChatRecipe:
     def content_hash(self) -> str:
         """Hash of the recipe, of the base's and of the code that carries it out."""
         return settings_hash({**asdict(self), "base": self.base.content_hash()}, [HERE / "finetune.py"])
-
-    def train(self, seed: int, say: Callable[[str], None]) -> tuple[Any, Any]:
-        """Model and tokeniser of one seed, fine-tuned from `builtin:world`."""
-        from nullarm.models.tiny.build import directory_of
-        from nullarm.models.tiny.finetune import finetune
-
-        return finetune(self, seed, directory_of("world", say))
-
-    def examine(self, model: Any, tokenizer: Any) -> list[Exam]:
-        """Held-out questions in the plain form and through the chat template."""
-        from nullarm.models.tiny.examine import examine
-
-        world = World(self.base.world)
-        plain = examine(model, tokenizer, world, self.evaluation_items)
-        chat = examine(model, tokenizer, world, self.evaluation_items, chat=True)
-        return [Exam("plain", plain, self.plain_marks), Exam("chat", chat, self.pass_marks)]
 
 
 WORLD = WorldRecipe()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nullarm.models.hashing import settings_hash
-from nullarm.models.tiny.exam import Exam
 from nullarm.models.tiny.word_tokenizer import vocabulary_size
 
 HERE = Path(__file__).parent
@@ -101,18 +100,6 @@ class WordRecipe:
     def content_hash(self) -> str:
         """Hash of the recipe and of the code that carries it out."""
         return settings_hash({**asdict(self), "config": self.config}, [HERE / name for name in CODE])
-
-    def train(self, seed: int, say: Callable[[str], None]) -> tuple[Any, Any]:
-        """Model and tokeniser of one seed."""
-        from nullarm.models.tiny.word_pair import train_words
-
-        return train_words(self, seed, say)
-
-    def examine(self, model: Any, tokenizer: Any) -> list[Exam]:
-        """What it learned, beside what it had to."""
-        from nullarm.models.tiny.word_pair import examine_words
-
-        return [Exam("words", examine_words(self, model, tokenizer, self.pass_marks), self.pass_marks)]
 
 
 SHARER_MARKS = {"question": 0.98, "background": 0.98}
