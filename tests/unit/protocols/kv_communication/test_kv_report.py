@@ -81,7 +81,7 @@ def test_the_curve_is_logarithmic_and_marks_the_frontier(made: Document) -> None
     assert plot.x.log
     assert [guide.value for guide in plot.guides] == [0.25]
     assert list(series) == ["frontier", "text", "bf16", "controls", "int8", "int4"]
-    assert (series["frontier"].x, series["frontier"].y) == ([250.0, 1900.0, 4000.0], [0.5, 0.8, 0.9])
+    assert (series["frontier"].x, series["frontier"].y) == ([1900.0, 4000.0], [0.8, 0.9])
     assert "int8_p0p5_back, 40 items\n1,900 bytes, 95 an input token\non the frontier in" in series["int8"].hover[1]
     assert series["int8"].y_interval[0] is not None
 

@@ -59,9 +59,12 @@ class Evaluation:
 
     @property
     def is_option(self) -> bool:
-        """Whether one would use it: no control, no oracle, nothing legacy, and no other model that answers."""
+        """Whether it may be on the frontier of caches: the receiver alone, or a cache that one would send.
+
+        That is no control's, no oracle's, nothing legacy. Text is another way, compared apart.
+        """
         if not self.fused:
-            return self.channel["via"] in ("text", "receiver")
+            return bool(self.channel["via"] == "receiver")
         oracle = self.channel["order"] == "delta" and self.channel["proportion"] < 1
         legacy = self.channel["fusion"] != "whole" or self.channel["alignment"] != "offsets"
         return self.channel["sharer_cache"] == "own" and not oracle and not legacy
