@@ -9,9 +9,9 @@ from nullarm.report import Axis, Block, Guide, Plot, PlotPanel, Series, Table
 from nullarm.report.numbers import show, show_percent
 
 CAPTION = (
-    "Bytes an item as measured on the wire, with 95 % intervals of the accuracy. The line is the Pareto frontier: the "
-    "caches that no other one beats in both. Straight line: the receiver alone, which costs nothing. Hovering shows how "
-    "often an arm is on the frontier when the items are drawn again."
+    "Bytes an item as measured on the wire, with 95 % intervals of the accuracy. The line is the Pareto frontier: "
+    "caches that no other one beats in both. Straight line: the receiver alone, which costs nothing. Hovering shows "
+    "how often an arm is on the frontier when the items are drawn again."
 )
 
 
