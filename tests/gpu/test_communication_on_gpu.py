@@ -16,7 +16,10 @@ from nullarm.protocols.kv_communication.geometry import Geometry
 from nullarm.protocols.kv_communication.wire.codec import Codec, Raw, Rotated
 from nullarm.protocols.kv_communication.wire.message import decode_many, encode_many
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
 CHOICES = [[[20], [21]], [[22, 23], [24]]]

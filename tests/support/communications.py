@@ -253,6 +253,7 @@ def _evaluate(name: str, arm: FakeArm, dataset: str, seed: int, prefix: str) -> 
 
 def _of_fuser(stage: str, seed: int) -> Cell:
     return Cell(
-        protocol="kv_communication", version=1, stage=stage, parameters={}, seed=seed, slice="default",
+        protocol="kv_communication", version=1, stage=stage, seed=seed, slice="default",
+        parameters={"fuser": "default", "codec_name": "all"},
         settings={"run_tag_prefix": "little"},
     )  # fmt: skip

@@ -75,7 +75,11 @@ def test_an_unknown_parameter_of_the_protocol(tmp_path: Path) -> None:
 
 def test_an_unknown_protocol_or_arm(tmp_path: Path) -> None:
     study = write_study(tmp_path / "s.yaml", {"protocol": "rehersal"})
-    refused(nullarm("plan", study), 2, "no protocol 'rehersal' (did you mean 'rehearsal'?); valid: rank_mechanism,")
+    refused(
+        nullarm("plan", study),
+        2,
+        "no protocol 'rehersal' (did you mean 'rehearsal'?); valid: kv_communication, rank_mechanism,",
+    )
     study = write_study(tmp_path / "s.yaml", {"protocol": "nowhere:Protocol"})
     refused(nullarm("plan", study), 2, "cannot import protocol 'nowhere:Protocol'")
     study = write_study(tmp_path / "s.yaml", {"protocol": "pathlib:Path"})
@@ -97,7 +101,7 @@ def test_ranks_that_do_not_divide(tmp_path: Path) -> None:
     ("model", "words"),
     [
         ("./nowhere", "the model directory is missing; got './nowhere'; valid: builtin:NAME"),
-        ("builtin:wrold", "(did you mean 'world'?); got 'builtin:wrold'; valid: builtin:world"),
+        ("builtin:wrold", "(did you mean 'world'?); got 'builtin:wrold'; valid: builtin:word-receiver"),
         ("world", "there is no such model (did you mean 'builtin:world'?); got 'world'"),
     ],
 )

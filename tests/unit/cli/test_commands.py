@@ -189,7 +189,7 @@ def test_a_detached_run_goes_on_by_itself(study: Path, tmp_path: Path) -> None:
 
 
 def test_progress_on_a_terminal_shows_what_runs(tmp_path: Path) -> None:
-    study = write_study(tmp_path / "s.yaml", {"parameters.chunk_seconds": 0.3})
+    study = write_study(tmp_path / "s.yaml", {"parameters.chunk_seconds": 1.0})
     written = on_a_terminal("run", str(study), "--dir", str(tmp_path / "run"), "--engine", "local", TERM="xterm")
     assert b"seed 0 \xc2\xb7 treated" in written
     assert b"1/2 chunks" in written

@@ -276,6 +276,10 @@ class KvCommunicationParameters(Strict):
                     )
             for codec in fuser.codecs:
                 _refuse_unknown(f"fusers.{name}.codecs", codec, self.codec_table)
+        if taken := sorted(set(self.codecs) & set(NAMED)):
+            raise ValueError(f"codecs.{taken[0]} is known already, as {NAMED[taken[0]]!r}: call yours otherwise")
+        for name, channel in self.channels.items():
+            _refuse_unknown(f"channels.{name}.codec", channel.codec, self.codec_table)
         for codec in self.grid.codecs if self.grid else ():
             _refuse_unknown("grid.codecs", codec, self.codec_table)
         for name, channel in self.all_channels().items():

@@ -83,6 +83,8 @@ def test_quantisation_can_be_shown_to_cost_nothing(tmp_path: Path) -> None:
     int8 = compared(store)[0].row("int8")
     assert int8 is not None
     assert int8.judgement.verdict == "EQUIVALENT"
+    assert compared(store)[0].cheapest_equivalent == int8
+    assert compared(store)[1].cheapest_equivalent is None  # to the receiver alone
 
 
 def test_communication_beats_the_receiver(store: StudyStore) -> None:

@@ -34,6 +34,8 @@ def test_a_channel_with_the_name_of_another_point_of_the_grid_is_refused() -> No
         parameters({"int8": {"codec": "int4"}}, grid={})
     with pytest.raises(StudyError, match=r"grid\.codecs: no 'int3'"):
         parameters(grid={"codecs": ["int3"]})
+    with pytest.raises(StudyError, match=r"codecs\.int8 is known already, as Symmetric"):
+        parameters(codecs={"int8": {"kind": "symmetric", "bits": 4}})
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_the_split_that_fusers_are_trained_on_has_to_be_there(tmp_path: Path) ->
     (tmp_path / "anatomy").mkdir()
     (tmp_path / "anatomy" / "test.jsonl").write_text(rows)
     with pytest.raises(DatasetError, match="fusers are trained on the train split of `training_task`"):
-        plan(training_task={"kind": "mmlu_redux", "path": str(tmp_path)})
+        plan(training_task={"kind": "mmlu_redux", "path": str(tmp_path), "test_items": 5})
 
 
 def test_tokens_are_not_chosen_by_queries_that_nobody_knows(tmp_path: Path) -> None:

@@ -72,6 +72,19 @@ class Comparison:
         """Whether clusters of items were counted, and not items."""
         return any(row.judgement.unit == "clusters" for row in self.rows)
 
+    @property
+    def cheapest_equivalent(self) -> Compared | None:
+        """Of the caches that one would send and that are EQUIVALENT to the unquantised one, that of fewest bytes."""
+        rows = [
+            row
+            for row in self.rows
+            if row.judgement.verdict is Verdict.EQUIVALENT
+            and row.reference.evaluations[0].fused
+            and row.result.evaluations[0].fused
+            and row.result.evaluations[0].is_option
+        ]
+        return min(rows, key=lambda row: row.result.wire_bytes, default=None)
+
     def row(self, arm: str) -> Compared | None:
         """The row of one arm."""
         return next((row for row in self.rows if row.result.arm == arm), None)

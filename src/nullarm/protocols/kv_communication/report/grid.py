@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from nullarm.protocols.kv_communication.budget.comparison import Compared, Comparison, comparisons
 from nullarm.protocols.kv_communication.budget.evaluations import Evaluation
 from nullarm.report import Block, IntervalPlot, IntervalRow, Note, Table, Value
-from nullarm.report.numbers import show_percent
+from nullarm.report.numbers import show, show_percent
 from nullarm.stats.verdict import Judgement, Verdict
 from nullarm.study.spec import Analysis
 
@@ -30,6 +30,12 @@ def grid(found: Sequence[Evaluation], analysis: Analysis, obstacle: str | None) 
             f"No verdict on any arm: {obstacle.rstrip('.')}. Differences are shown, intervals are not.", "warning"
         )
     for comparison in done:
+        if (cheapest := comparison.cheapest_equivalent) is not None:
+            yield Note(
+                f"{comparison.dataset}: of the caches that are EQUIVALENT to {comparison.against}, {cheapest.result.arm} "
+                f"takes the fewest bytes: {show(cheapest.result.wire_bytes)} an item, instead of "
+                f"{show(cheapest.reference.wire_bytes)}."
+            )
         yield _figure(comparison, analysis)
         yield _table(comparison, analysis)
         if obstacle is None:

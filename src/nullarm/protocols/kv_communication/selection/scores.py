@@ -6,7 +6,8 @@ with both `[batch, heads, tokens, head_dim]`, keys rotated, of the layers that a
 padding; an item's do not depend on what else is in its batch.
 
 `key_norm`, `value_norm` and `expected_attention` are the sharer's. `last_attention` is the receiver's, which asks for
-what it wants (order `two_round`). `delta` knows both caches: a bound on what selection can do, and no method.
+what it wants (order `two_round`). `delta` knows both caches, which nobody does before anything is sent: an oracle's
+information, and no method.
 """
 
 from __future__ import annotations
