@@ -32,8 +32,8 @@ def grid(found: Sequence[Evaluation], analysis: Analysis, obstacle: str | None) 
     for comparison in done:
         if (cheapest := comparison.cheapest_equivalent) is not None:
             yield Note(
-                f"{comparison.dataset}: of the caches that are EQUIVALENT to {comparison.against}, {cheapest.result.arm} "
-                f"takes the fewest bytes: {show(cheapest.result.wire_bytes)} an item, instead of "
+                f"{comparison.dataset}: of the caches that are EQUIVALENT to {comparison.against}, "
+                f"{cheapest.result.arm} takes the fewest bytes: {show(cheapest.result.wire_bytes)} an item, instead of "
                 f"{show(cheapest.reference.wire_bytes)}."
             )
         yield _figure(comparison, analysis)
