@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import nullarm
 from nullarm.analysis import Analysis, Finding
 from nullarm.report import CellRef, Document, IntervalPlot, IntervalRow, KeyValues, Note, Section, VerdictCard
 from nullarm.stats.verdict import Verdict
 from nullarm.store.study_store import StudyStore
+from nullarm.study.plan import Cell
 
 
 def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Section]) -> Document:
@@ -26,6 +27,15 @@ def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Sectio
         sections=(*exploratory, _intervals(store, analysis), *sections, _provenance(store, analysis)),
         cells=tuple(_cells(store)),
     )
+
+
+def unfinished(store: StudyStore, stage: str, done: Collection[str]) -> Iterator[tuple[Cell, str]]:
+    """The cells of a stage that are not among the finished ones, each with how far it has got."""
+    lines = {line.id: line for line in store.journal.entries()}
+    for cell in store.plan:
+        if cell.stage == stage and cell.id not in done:
+            line = lines.get(cell.id)
+            yield cell, f"{line.state}. {line.message or ''}".strip() if line else "open"
 
 
 def _card(finding: Finding, analysis: Analysis) -> VerdictCard:

@@ -68,21 +68,17 @@ class Batches:
         kind = np.float32 if isinstance(items[0].labels[0], float) else np.int64
         self._labels = [np.asarray(item.labels, dtype=kind) for item in items]
         self._lengths = np.array([len(ids) for ids in self._ids], dtype=np.int64)
-        self._batch_size, self._seed, self._pad_id = batch_size, seed, pad_id
-        self._per_item = labels == "item"
-        self._order = (0, epoch_order(self._lengths, batch_size, seed, epoch=0))
+        self._pad_id, self._per_item = pad_id, labels == "item"
+        self._epochs = Epochs(self._lengths, batch_size, seed)
 
     @property
     def per_epoch(self) -> int:
         """Batches in an epoch, the same in each."""
-        return len(self._order[1])
+        return self._epochs.batches
 
     def items_at(self, index: int) -> Indices:
         """Positions, in the list of items, of those in batch `index`."""
-        epoch, position = divmod(index, self.per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._lengths, self._batch_size, self._seed, epoch))
-        return self._order[1][position]
+        return self._epochs.items_at(index)
 
     def batch(self, index: int) -> dict[str, torch.Tensor]:
         """Batch `index`: `input_ids`, `attention_mask` [batch, position] and `labels` ([batch] for classes)."""
@@ -100,6 +96,32 @@ class Batches:
             labels = labels[:, 0]
         arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class Epochs:
+    """Which items form each batch, without end: a fresh order every epoch, of which the present one is held.
+
+    Args:
+        lengths: [items] length of each, tokens.
+        batch_size: Most items in a batch.
+        seed: Of the order.
+    """
+
+    def __init__(self, lengths: Indices, batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._order = (0, epoch_order(lengths, batch_size, seed, epoch=0))
+
+    @property
+    def batches(self) -> int:
+        """Batches in an epoch, the same in each."""
+        return len(self._order[1])
+
+    def items_at(self, index: int) -> Indices:
+        """Positions, in the list of items, of those in batch `index`."""
+        epoch, position = divmod(index, self.batches)
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self._lengths, self._batch_size, self._seed, epoch))
+        return self._order[1][position]
 
 
 def epoch_order(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:

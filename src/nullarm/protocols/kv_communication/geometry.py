@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -31,6 +32,12 @@ class ByLayer(Protocol[T]):
 def of(kv: ByLayer[T], stream: Stream) -> T:
     """The keys or values that a stream is, of all layers' (key, value)."""
     return kv[stream.layer][HALVES.index(stream.half)]
+
+
+def by_layer(streams: Mapping[Stream, T]) -> dict[int, tuple[T | None, T | None]]:
+    """Key and value of each layer that has either, None for the one that is not there."""
+    layers = sorted({stream.layer for stream in streams})
+    return {layer: (streams.get(Stream(layer, "key")), streams.get(Stream(layer, "value"))) for layer in layers}
 
 
 @dataclass(frozen=True)

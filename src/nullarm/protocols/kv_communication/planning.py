@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from nullarm.errors import DatasetError, ModelError, StudyError, nearest
@@ -154,6 +154,26 @@ class _Planner:
     def _training_settings(self) -> dict[str, Any]:
         return self.parameters.training_task or self.parameters.tasks[0]
 
+    @cached_property
+    def _content_id(self) -> Callable[[str], str]:
+        """`content_id`, which reads all files of a model: once for each model, not for each cell."""
+        return cache(content_id)
+
+    @cached_property
+    def _fuser_content_id(self) -> Callable[[str], str]:
+        """`fuser_content_id`, once for each fuser."""
+        return cache(fuser_content_id)
+
+    @cached_property
+    def _test_sets(self) -> dict[str, tuple[str, int]]:
+        """Content id and number of items of each data set, for which some have to be read."""
+        return {name: (task.content_id(), task.count("test")) for name, task in self._tasks.items()}
+
+    @cached_property
+    def _training_set(self) -> Callable[[Split], tuple[AnsweredTask, str]]:
+        """The training task, found to have that split, and its content id; looked at once for each split."""
+        return cache(lambda split: ((task := self._training_task(split)), task.content_id()))
+
     def _training_task(self, split: Split) -> AnsweredTask:
         """The task that fusers are trained and codecs calibrated on, which has to have that split.
 
@@ -213,11 +233,11 @@ class _Planner:
             "codecs": [self._codec(codec) for codec in fuser.codecs],
             **self._kept("chat_template", "answer_prefix", "dtype"),
         }
-        task = self._training_task("train")
+        task, task_id = self._training_set("train")
         items = training["steps"] * training["gradient_accumulation"] * training["batch_size"]
         return self._cell(
             TRAIN_FUSER, seed, asked, [name, *first], slice=name,
-            inputs=self._models(fuser.sharer) | {"task": task.content_id()},
+            inputs=self._models(fuser.sharer) | {"task": task_id},
             needs=self._needed_fusers(first, trained),
             settings={"training": outside, "task": self._training_settings},
             estimate=self._estimates.of(self._refs([fuser.sharer], receiver=True), task, items, flops=TRAINING),
@@ -232,12 +252,12 @@ class _Planner:
             "widths": list(bits),
             **self._kept("calibration_items", "chat_template", "answer_prefix", "dtype"),
         }
-        sharer, task = self.parameters.fusers[name].sharer, self._training_task("dev")
+        sharer, (task, task_id) = self.parameters.fusers[name].sharer, self._training_set("dev")
         refs = self._refs([sharer], receiver=True)
         streams = 2 * 28  # a usual depth: each is quantised by itself, at every width
         return self._cell(
             CALIBRATE, seed, asked, [name], slice=f"{name}-{codec}",
-            inputs=self._models(sharer) | {"task": task.content_id()},
+            inputs=self._models(sharer) | {"task": task_id},
             needs=self._needed_fusers([name], trained),
             settings={"task": self._training_settings},
             estimate=self._estimates.of(refs, task, self.parameters.calibration_items * (1 + streams * len(bits))),
@@ -261,10 +281,11 @@ class _Planner:
         if channel.allocation:
             needs["calibration"] = calibrated[names[0], channel.codec].id
         sharers, answers = self._sharers(channel), channel.via != "sharer"
-        items = min(task.count("test"), self.parameters.limit or task.count("test"))
+        task_id, there = self._test_sets[dataset]
+        items = min(there, self.parameters.limit or there)
         return self._cell(
             EVALUATE, seed, asked, names, arm=arm, slice=dataset, needs=needs,
-            inputs=self._models(*sharers, receiver=answers) | {"task": task.content_id()},
+            inputs=self._models(*sharers, receiver=answers) | {"task": task_id},
             settings={
                 "channel": channel.model_dump(mode="json"),
                 "codec": self._codec(channel.codec),
@@ -285,7 +306,7 @@ class _Planner:
         given = {name: self.parameters.fusers[name] for name in fusers}
         for name, fuser in given.items():
             if fuser.directory is not None:
-                inputs[f"fuser:{name}"] = fuser_content_id(fuser.directory)
+                inputs[f"fuser:{name}"] = self._fuser_content_id(fuser.directory)
         return Cell(
             protocol=self.study.protocol,
             version=self.version,
@@ -322,7 +343,7 @@ class _Planner:
         """Content ids of the models that a cell loads."""
         refs = {"receiver": self.parameters.receiver} if receiver else {}
         refs |= {f"sharer:{name}": self.parameters.sharers[name] for name in sharers}
-        return {role: content_id(ref) for role, ref in refs.items()}
+        return {role: self._content_id(ref) for role, ref in refs.items()}
 
     def _refs(self, sharers: Iterable[str], *, receiver: bool = False) -> list[str]:
         return [self.parameters.receiver] * receiver + [

@@ -25,7 +25,7 @@ from nullarm.protocols.kv_communication.communication.exchange import exchanges
 from nullarm.protocols.kv_communication.communication.fuse import Contribution, source_index, together
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled, prefill, refuse_too_long
 from nullarm.protocols.kv_communication.fuser import Fuser
-from nullarm.protocols.kv_communication.geometry import Stream, of
+from nullarm.protocols.kv_communication.geometry import Stream, by_layer, of
 from nullarm.protocols.kv_communication.planning import answered_task
 from nullarm.protocols.kv_communication.tables import SENSITIVITY, STATISTICS
 from nullarm.protocols.kv_communication.wire.codec import codec_of
@@ -84,8 +84,7 @@ def _measured(
     last = torch.tensor([[e.receiver_ids[-1]] for e in heard], device=own.mask.device)
 
     def of_some(streams: Mapping[Stream, Tensor], rows: slice) -> Tensor:
-        part = {stream: numbers[rows] for stream, numbers in streams.items()}
-        kv = {n: (part.get(Stream(n, "key")), part.get(Stream(n, "value"))) for n in {stream.layer for stream in part}}
+        kv = by_layer({stream: numbers[rows] for stream, numbers in streams.items()})
         cache = Prefilled([(k[rows], v[rows]) for k, v in own.kv], own.mask[rows], own.positions[rows])
         fused = together(cache, [Contribution(fuser, kv, source[rows])])
         return continue_logits(receiver.model, fused, last[rows], torch.ones_like(last[rows], dtype=torch.bool))

@@ -15,7 +15,7 @@ from nullarm.models.tasks.base import IGNORED
 from nullarm.protocols.kv_communication.communication.exchange import Exchange
 from nullarm.protocols.kv_communication.communication.fuse import source_index
 from nullarm.protocols.kv_communication.communication.prefill import padded
-from nullarm.training.batches import epoch_order
+from nullarm.training.batches import Epochs
 
 Batch = dict[str, Tensor]
 
@@ -58,16 +58,12 @@ class Lessons:
     def __init__(self, lessons: Sequence[Lesson], *, batch_size: int, seed: int) -> None:
         if not lessons:
             raise DatasetError("the training set is empty", next_command="check the task's split and `train_items`")
-        self._lessons, self._batch_size, self._seed = lessons, batch_size, seed
-        self._lengths = np.array([len(lesson.exchange.receiver_ids) for lesson in lessons], dtype=np.int64)
-        self._order = (0, epoch_order(self._lengths, batch_size, seed, epoch=0))
+        lengths = np.array([len(lesson.exchange.receiver_ids) for lesson in lessons], dtype=np.int64)
+        self._lessons, self._epochs = lessons, Epochs(lengths, batch_size, seed)
 
     def batch(self, index: int) -> Batch:
         """Batch `index`."""
-        epoch, place = divmod(index, len(self._order[1]))
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._lengths, self._batch_size, self._seed, epoch))
-        return collated([self._lessons[i] for i in self._order[1][place]])
+        return collated([self._lessons[i] for i in self._epochs.items_at(index)])
 
 
 def collated(lessons: Sequence[Lesson]) -> Batch:

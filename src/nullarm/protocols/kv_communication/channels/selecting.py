@@ -98,11 +98,8 @@ class Selecting:
         """
         if self.proportion == 1:
             return list(heard)
-        table = None if self.order in BY_PLACE else self._scores(own, sharer, all_of_it)
-        return [
-            self._one(item, h, None if table is None else row)
-            for item, h, row in zip(items, heard, [None] * len(heard) if table is None else table.tolist(), strict=True)
-        ]
+        rows = [None] * len(heard) if self.order in BY_PLACE else self._scores(own, sharer, all_of_it).tolist()
+        return [self._one(item, h, row) for item, h, row in zip(items, heard, rows, strict=True)]
 
     def _one(self, item: Item, heard: Heard, row: list[float] | None) -> Heard:
         """One item's; `row` are scores over the padded tokens of the model that scores."""

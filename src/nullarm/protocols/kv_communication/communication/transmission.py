@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nullarm.protocols.kv_communication.communication.prefill import Prefilled
 from nullarm.protocols.kv_communication.fuser.projector import SourceKV
-from nullarm.protocols.kv_communication.geometry import Stream, of
+from nullarm.protocols.kv_communication.geometry import Stream, by_layer, of
 from nullarm.protocols.kv_communication.wire.message import Message
 
 
@@ -48,7 +48,4 @@ def received(messages: Sequence[Message], width: int, like: Tensor) -> dict[int,
         rows = (message.positions + width - message.tokens).to(like.device)
         for stream, sent in message.streams.items():
             padded[stream][item][:, rows] = sent.to(like)
-    return {
-        layer: (padded.get(Stream(layer, "key")), padded.get(Stream(layer, "value")))
-        for layer in sorted({stream.layer for stream in streams})
-    }
+    return by_layer(padded)

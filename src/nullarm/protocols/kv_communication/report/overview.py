@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nullarm.protocols.findings import unfinished
 from nullarm.protocols.kv_communication.budget.arms import ArmResult, arm_results, scopes
 from nullarm.protocols.kv_communication.budget.evaluations import Evaluation, usable
 from nullarm.protocols.kv_communication.tables import EVALUATE
@@ -36,12 +37,8 @@ def words(evaluation: Evaluation) -> str:
 
 
 def _warnings(store: StudyStore, found: Sequence[Evaluation]) -> Iterator[Note]:
-    done, lines = {e.cell.id for e in found}, {line.id: line for line in store.journal.entries()}
-    for cell in store.plan:
-        if cell.stage == EVALUATE and cell.id not in done:
-            line = lines.get(cell.id)
-            why = f"{line.state}. {line.message or ''}".strip() if line else "open"
-            yield Note(f"{cell.label} has no finished evaluation: {why}", "warning")
+    for cell, why in unfinished(store, EVALUATE, {e.cell.id for e in found}):
+        yield Note(f"{cell.label} has no finished evaluation: {why}", "warning")
     for e in found:
         if not e.usable:
             reason = e.finished.record.reason or e.finished.record.outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nullarm.protocols.findings import unfinished
 from nullarm.protocols.residual.planning import CAPTURE
 from nullarm.protocols.residual.report.entries import Entry, Group, alone, members
 from nullarm.report import Block, Note, Table, Text, Value
@@ -23,12 +24,8 @@ def compared(store: StudyStore, entries: Sequence[Entry], shown: Sequence[Group]
 
 
 def _warnings(store: StudyStore, entries: Sequence[Entry], shown: Sequence[Group]) -> Iterator[Note]:
-    done, lines = {entry.cell.id for entry in entries}, {line.id: line for line in store.journal.entries()}
-    for cell in store.plan:
-        if cell.stage == CAPTURE and cell.id not in done:
-            line = lines.get(cell.id)
-            why = f"{line.state}. {line.message or ''}".strip() if line else "open"
-            yield Note(f"{cell.label} has no finished capture: {why}", "warning")
+    for cell, why in unfinished(store, CAPTURE, {entry.cell.id for entry in entries}):
+        yield Note(f"{cell.label} has no finished capture: {why}", "warning")
     for entry in entries:
         if not entry.usable:
             reason = entry.finished.record.reason or entry.finished.record.outcome
