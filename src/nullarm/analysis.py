@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from nullarm.errors import InvalidResult, StudyError
+from nullarm.stats.design import COUNTED_WHEN_MEASURED, TestName
 from nullarm.stats.design import Design as ContrastDesign
-from nullarm.stats.design import TestName
 from nullarm.stats.evidence import by_item
 from nullarm.stats.judge import (
     apply_holm,
+    judge_difference,
     judge_equivalence,
     judge_non_inferiority,
     judge_problem,
@@ -24,11 +26,11 @@ from nullarm.stats.judge import (
 from nullarm.stats.noise import Noise, noise_of_replicates
 from nullarm.stats.pairing import LongScores, PairedScores, Problem, pair_scores
 from nullarm.stats.power import minimum_detectable_effect
-from nullarm.stats.verdict import Judgement, Verdict
+from nullarm.stats.verdict import Judgement, Unit, Verdict
 from nullarm.store.files import write_json
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore, analysis_hash
-from nullarm.store.tables import ITEMS
+from nullarm.store.tables import BLOCKS, ITEMS
 from nullarm.study.plan import Cell
 from nullarm.study.spec import Contrast, Study
 
@@ -94,29 +96,36 @@ def measured_cells(store: StudyStore, stages: Iterable[str]) -> list[Measured]:
     return [Measured(c, f) for c, f in pairs if f is not None and ITEMS in f.record.artefacts]
 
 
-def analyse(store: StudyStore, stages: Sequence[str], extra: Mapping[str, Any] | None = None) -> Analysis:
+def analyse(
+    store: StudyStore,
+    stages: Sequence[str],
+    extra: Mapping[str, Any] | None = None,
+    withheld: Mapping[str, tuple[Verdict, str]] = MappingProxyType({}),
+) -> Analysis:
     """Judge the declared contrasts.
 
     Args:
         store: The study directory.
         stages: Stages whose cells measure arms.
         extra: What the protocol adds.
+        withheld: Contrasts by name whose scores are not to be read, as the protocol knows: the verdict and why.
 
     Raises:
         StudyError: The declared metric is not among the measurements.
     """
     study = store.lock.study
     cells = measured_cells(store, stages)
-    why_not = obstacle(store)
-    scores = _scores(cells, study) if why_not is None else None
+    if why_not := obstacle(store):
+        withheld = {c.name: (Verdict.INVALID, why_not) for c in study.analysis.contrasts}
+    scores = None if why_not else _scores(cells, study)
     judged = [
-        withhold(c.name, Verdict.INVALID, why_not, alpha=study.analysis.alpha, margin=_margin(study, c))
-        if scores is None and why_not is not None
-        else _judge(study, c, scores)
+        withhold(c.name, *withheld[c.name], alpha=study.analysis.alpha, margin=_margin(study, c))
+        if c.name in withheld
+        else _judge(study, c, _block_scores(store, c) if c.test == "paired_blocks" else scores)
         for c in study.analysis.contrasts
     ]
     findings = tuple(
-        Finding(contrast, judgement, _rests_on(contrast, cells))
+        Finding(contrast, judgement, _rests_on(contrast, cells, store))
         for contrast, judgement in zip(study.analysis.contrasts, apply_holm(judged), strict=True)
     )
     return Analysis(findings, store.lock.exploratory, analysis_hash(study), dict(extra or {}))
@@ -159,10 +168,11 @@ def refusals(study: Study) -> tuple[str, ...]:
 def primary_effect(study: Study) -> float | None:
     """Minimum detectable effect of the primary contrast at 80 % power, in units of the metric.
 
-    None without an expected standard deviation, when the design can show nothing at all, and when items are its units.
+    None without an expected standard deviation, when the design can show nothing at all, and when its units are counted
+    as they are measured.
     """
     design = contrast_design(study, study.analysis.primary)
-    if study.analysis.expected_sd is None or design.fault() or design.test == "paired_items":
+    if study.analysis.expected_sd is None or design.fault() or design.test in COUNTED_WHEN_MEASURED:
         return None
     noise = Noise(study.analysis.expected_sd)
     return minimum_detectable_effect(design, noise, rng=np.random.default_rng(study.analysis.seed))
@@ -198,6 +208,26 @@ def _scores(cells: Sequence[Measured], study: Study) -> LongScores:
     )
 
 
+def _sessions(store: StudyStore, contrast: Contrast) -> list[Measured]:
+    """The finished timing sessions that were held for a contrast."""
+    pairs = [(cell, store.finished(cell.id)) for cell in store.plan if cell.slice == contrast.name]
+    return [Measured(c, f) for c, f in pairs if f is not None and BLOCKS in f.record.artefacts]
+
+
+def _block_scores(store: StudyStore, contrast: Contrast) -> LongScores | None:
+    """Log tokens a second, block by block; sessions at other seeds are further blocks."""
+    tables = [(m.cell.seed, m.finished.table(BLOCKS)) for m in _sessions(store, contrast)]
+    if not tables:
+        return None
+    blocks = [f"{seed}/{block}" for seed, table in tables for block in table["item"].to_pylist()]
+    scores = [np.concatenate([t[role].to_numpy() for _, t in tables]) for role in ("treatment", "control")]
+    one = np.ones(2 * len(blocks), dtype=np.int64)
+    return LongScores(
+        arm=np.repeat([contrast.treatment, contrast.control], len(blocks)),
+        replicate=one, seed=one, item=np.array(2 * blocks), score=np.concatenate(scores),
+    )  # fmt: skip
+
+
 def _clusters(tables: Sequence[tuple[Cell, Any]]) -> Any:
     """Cluster of every row, an item without one being its own; None when no row has one."""
     labels = [t["cluster"].to_pylist() if "cluster" in t.column_names else [None] * len(t) for _, t in tables]
@@ -220,7 +250,9 @@ def _judge(study: Study, contrast: Contrast, scores: LongScores | None) -> Judge
         raise StudyError(f"contrast {contrast.name!r} has no measurements")
     arms = [contrast.treatment, contrast.control]
     seeds: Sequence[int] | None = study.seeds
-    if analysis.incomplete == "drop_seed":
+    if contrast.test == "paired_blocks":
+        seeds = None
+    elif analysis.incomplete == "drop_seed":
         seeds = _complete_seeds(scores, study, arms)
     paired = pair_scores(scores, arms=arms, seeds=seeds)
     margin = _margin(study, contrast)
@@ -238,17 +270,25 @@ def _judge_paired(study: Study, contrast: Contrast, paired: PairedScores, margin
         "alpha": analysis.alpha, "margin": margin, "rng": rng,
         "clusters": paired.clusters, "resamples": analysis.resamples,
     }  # fmt: skip
-    if contrast.test == "paired_items":
+    if contrast.test in COUNTED_WHEN_MEASURED:
         clustered = paired.clusters is not None
         treated, controls = by_item(treated, controls, paired.clusters)
-        shared |= {"clusters": None, "unit": "clusters" if clustered else "items"}
-    test: TestName = "paired_t" if contrast.test == "paired_items" else contrast.test
+        shared |= {"clusters": None, "unit": _unit(contrast, clustered)}
+    test: TestName = "within_seed_randomisation" if contrast.test == "within_seed_randomisation" else "paired_t"
+    if contrast.kind == "difference":
+        return judge_difference(contrast.name, treated, controls, **shared)
     if contrast.kind == "equivalence":
         return judge_equivalence(contrast.name, treated, controls, **shared)
     if contrast.kind == "non_inferiority":
         return judge_non_inferiority(contrast.name, treated, controls, **shared)
     draws = analysis.resamples - 1
     return judge_superiority(contrast.name, treated, controls, test=test, draws=draws, **shared)
+
+
+def _unit(contrast: Contrast, clustered: bool) -> Unit:
+    if contrast.test == "paired_blocks":
+        return "blocks"
+    return "clusters" if clustered else "items"
 
 
 def _complete_seeds(scores: LongScores, study: Study, arms: Sequence[str]) -> list[int]:
@@ -263,7 +303,9 @@ def _margin(study: Study, contrast: Contrast) -> float:
     return study.analysis.margin if contrast.margin is None else contrast.margin
 
 
-def _rests_on(contrast: Contrast, cells: Sequence[Measured]) -> tuple[str, ...]:
+def _rests_on(contrast: Contrast, cells: Sequence[Measured], store: StudyStore) -> tuple[str, ...]:
+    if contrast.test == "paired_blocks":
+        return tuple(m.cell.id for m in _sessions(store, contrast))
     return tuple(m.cell.id for m in cells if m.cell.arm in (contrast.treatment, contrast.control))
 
 

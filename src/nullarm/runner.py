@@ -120,8 +120,8 @@ class Runner:
 
     def _submit_ready(self) -> None:
         held: dict[str, Cell] = {}
-        while self._engine.room() > 0 and self._graph.ready and self._result.stopped_by is None:
-            cell = self._graph.ready.pop(next(iter(self._graph.ready)))
+        while self._engine.room() > 0 and (cell := self._next()) and self._result.stopped_by is None:
+            del self._graph.ready[cell.id]
             if finished := self._store.finished(cell.id):  # another coordinator was faster
                 self._accept(cell, finished)
             elif not self._start(cell):
@@ -131,6 +131,14 @@ class Runner:
             time.sleep(POLL_S)  # another coordinator has them: look again later
         if self._result.stopped_by is not None and not self._running:
             self._block(list(self._graph.open), f"stopped: {self._result.stopped_by.record.reason}")
+
+    def _next(self) -> Cell | None:
+        """The next cell that may start now; one that must have the machine to itself waits for all the others."""
+        if any(running.exclusive for running, _ in self._running.values()):
+            return None
+        ready = self._graph.ready.values()
+        alone = None if self._running else next(iter(ready), None)
+        return next((cell for cell in ready if not cell.exclusive), alone)
 
     def _start(self, cell: Cell) -> bool:
         """Claim a cell and submit it; False while another coordinator holds it."""

@@ -21,16 +21,18 @@ ROOMS = {
     "models": {"errors"},
     "store": {"errors", "study"},
     "sites": {"errors", "study"},
+    "bench": {"errors", "study", "store", "stats", "models"},
     "report": {"errors", "study", "store"},
     "training": {"errors", "store"},
     "engines": {"errors", "study", "store", "sites"},
     "analysis": {"errors", "study", "store", "stats"},
-    "protocols": {"errors", "study", "store", "sites", "stats", "models", "training", "report", "analysis"},
+    "protocols": {"errors", "study", "store", "sites", "stats", "models", "training", "report", "analysis",
+                  "bench"},
     "runner": {"errors", "study", "store", "engines"},
     "worker": {"errors", "study", "store", "sites", "training", "protocols"},
     "conduct": {"errors", "study", "store", "engines", "report", "analysis", "protocols", "runner"},
     "cli": {"errors", "study", "store", "sites", "stats", "engines", "training", "analysis", "protocols", "runner",
-            "conduct"},
+            "conduct", "bench"},
 }  # fmt: skip
 """Each room, and the rooms it may import, at whatever moment. Every room may read `nullarm.__version__`."""
 
@@ -40,6 +42,9 @@ EXCEPTIONS = {("nullarm.engines.inline", "nullarm.worker")}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes"}
 
 LIGHT_ROOMS = set(ROOMS) - {"models", "training", "protocols"}
+
+RUNNING = {f"nullarm.bench.{name}" for name in ("decoding", "instruments", "sentinel", "stopwatch")}
+"""What runs models or kernels; the rest of its room is planned with and judged by."""
 
 
 def room(module: str) -> str:
@@ -85,7 +90,7 @@ def test_the_exceptions_are_still_needed() -> None:
     assert not {(i.module, i.target) for i in IMPORTS.inside("loading")} & EXCEPTIONS
 
 
-@pytest.mark.parametrize("module", sorted(m for m in IMPORTS.modules if room(m) in LIGHT_ROOMS))
+@pytest.mark.parametrize("module", sorted(m for m in IMPORTS.modules if room(m) in LIGHT_ROOMS and m not in RUNNING))
 def test_loading_it_loads_no_torch(module: str) -> None:
     assert heavy_imports(IMPORTS, module) == []
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nullarm import runner as module
-from nullarm.conduct import run
+from nullarm.conduct import prepare, run
 from nullarm.engines.base import Ended, Job, Progress
 from nullarm.engines.inline import InlineEngine
 from nullarm.errors import BudgetExceeded, Preempted, StorageError, UsageError
@@ -19,8 +20,9 @@ from nullarm.store.cell import CellWriter, Failure, write_failure
 from nullarm.store.lease import Leases, Owner, read_lease
 from nullarm.store.record import Outcome
 from nullarm.store.study_store import StudyStore
+from nullarm.study.plan import Plan
 from support.engines import ScriptedEngine
-from support.rehearsals import finish, laid_down, writer_of
+from support.rehearsals import finish, laid_down, study, writer_of
 
 
 @pytest.fixture(autouse=True)
@@ -379,3 +381,19 @@ def test_an_entry_that_is_no_arm_is_named(tmp_path: Path) -> None:
     store = laid_down(tmp_path / "run")
     with pytest.raises(UsageError, match=r"the study has no arm 'shan'.*sham.*valid: sham, treated"):
         run(store, ScriptedEngine(committing()), entries=["shan"])
+
+
+def test_a_cell_that_needs_the_machine_to_itself_runs_alone(tmp_path: Path) -> None:
+    prepared = prepare(study())
+    cells = tuple(replace(cell, exclusive=cell.arm == "treated") for cell in prepared.plan)
+    store = StudyStore.create(tmp_path / "run", prepared.study, Plan(cells))
+    beside: dict[str, int] = {}
+
+    def script(job: Job) -> int:
+        beside[job.cell_id] = max(beside.get(job.cell_id, 0), len(engine.running) - 1)
+        return committing()(job)
+
+    engine = ScriptedEngine(script, at_once=3)
+    assert len(run(store, engine).done) == 6
+    assert [beside[cell.id] for cell in cells if cell.exclusive] == [0, 0]
+    assert any(beside[cell.id] for cell in cells if not cell.exclusive)

@@ -14,6 +14,7 @@ from nullarm.errors import Interrupted, NullarmError, UsageError, nearest
 COMMANDS = {
     "analyze": "Judge the declared contrasts on what a study directory holds.",
     "audit": "Audit the singular spectra of a PEFT adapter.",
+    "bench": "Time two arms or models against each other, and judge timings.",
     "demo": "Run the built-in tiny study, from training to verdicts and report.",
     "init": "Write a study file to start from.",
     "kv": "Run communication studies by their runbook's names, and draw budget curves.",

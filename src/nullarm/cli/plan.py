@@ -8,6 +8,7 @@ import click
 
 from nullarm.cli.options import json_option, prepared_study, print_json, study_options
 from nullarm.cli.progress import duration
+from nullarm.stats.design import COUNTED_WHEN_MEASURED
 
 
 def _print_schema(context: click.Context, option: click.Parameter, asked: bool) -> None:
@@ -121,8 +122,9 @@ def _least_p(facts: dict[str, Any]) -> list[str]:
 def _effect(effect: float | None, facts: dict[str, Any]) -> str:
     if facts["refusals"]:
         return "nothing: the design is refused"
-    if facts["primary_test"] == "paired_items":
-        return "not known beforehand: items are the units, and how much they differ shows when they are measured"
+    if facts["primary_test"] in COUNTED_WHEN_MEASURED:
+        units = facts["primary_test"].removeprefix("paired_")
+        return f"not known beforehand: {units} are the units, and how much they differ shows when they are measured"
     if effect is None:
         return "unknown: set analysis.expected_sd, or measure it with `nullarm power --pilot DIR`"
     return f"{effect:.4f} in {facts['metric']} at 80 % power; margin δ = {facts['margin']}"

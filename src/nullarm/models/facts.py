@@ -11,6 +11,8 @@ from typing import Any
 
 from nullarm.errors import ModelError
 from nullarm.models.families import FAMILIES, Family, ShapeFacts
+from nullarm.models.gguf import configuration, read_header
+from nullarm.models.gguf.configuration import ROPE_FACTORS
 from nullarm.models.reference import Reference, parse
 from nullarm.models.shapes import SHAPES, shape_of_hub_id
 from nullarm.models.tiny.build import ready_directory
@@ -18,7 +20,7 @@ from nullarm.models.tiny.recipe import RECIPES
 
 
 def shape_facts(ref: str) -> ShapeFacts:
-    """Sizes of a model, from its `config.json` or its written-out configuration.
+    """Sizes of a model, from its `config.json`, its written-out configuration or the header of its GGUF file.
 
     Raises:
         ModelError: The reference is wrong, or the configuration is not at hand or not of a decoder-only transformer.
@@ -61,7 +63,11 @@ def parameter_count(ref: str) -> int:
     Raises:
         ModelError: Neither weights nor the configuration of a known family are at hand.
     """
-    directory = _directory(parse(ref))
+    reference = parse(ref)
+    if reference.kind == "gguf":
+        tensors = read_header(gguf_file(reference)).tensors
+        return sum(prod(tensor.shape) for name, tensor in tensors.items() if name != ROPE_FACTORS)
+    directory = _directory(reference)
     if directory is not None and (shapes := tensor_shapes(directory)):
         return sum(prod(shape) for shape in shapes.values())
     facts = shape_facts(ref)
@@ -79,7 +85,10 @@ def linear_shapes(ref: str) -> dict[str, tuple[int, int]]:
 
 
 def weights_directory(ref: str) -> Path | None:
-    """Directory with the model's weights on this machine; None for random weights and hub models not downloaded yet."""
+    """Directory with the model's safetensors on this machine; None where they are not at hand.
+
+    They are not for random weights, hub models that have not been downloaded yet, and GGUF files.
+    """
     reference = parse(ref)
     if reference.kind != "hub":
         return _directory(reference)
@@ -87,6 +96,27 @@ def weights_directory(ref: str) -> Path | None:
 
     cached = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def gguf_file(reference: Reference) -> Path:
+    """Path of a GGUF file on this machine.
+
+    Raises:
+        ModelError: It is on the hub, and has not been downloaded.
+    """
+    if not reference.on_hub:
+        return Path(reference.name)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(reference.name, reference.file, revision=reference.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    raise ModelError(
+        "the GGUF file is not on this machine yet",
+        value=f"{reference.name}/{reference.file}",
+        valid="a downloaded file",
+        next_command=f"hf download {reference.name} {reference.file} --revision {reference.revision}",
+    )
 
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -135,6 +165,8 @@ def _directory(reference: Reference) -> Path | None:
 def _config(reference: Reference, ref: str) -> Mapping[str, Any]:
     if reference.kind == "random":
         return SHAPES[reference.name].config
+    if reference.kind == "gguf":
+        return configuration(read_header(gguf_file(reference)))
     if directory := _directory(reference):
         return _read(directory / "config.json")
     if reference.kind == "builtin":

@@ -1,4 +1,4 @@
-"""Loading a model by reference, always through `from_pretrained(directory)`, built-in models included."""
+"""Loading a model by reference, through `from_pretrained(directory)`, built-in models included, or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -70,17 +70,14 @@ def load_tokenizer(ref: str, tokenizer_kwargs: Mapping[str, Any] = {}, *, base: 
     Raises:
         ModelError: The tokeniser is missing or unreadable.
     """
-    from transformers import AutoTokenizer
-
     reference = parse(ref, adapter=base is not None)
     if base is not None and reference.kind == "adapter" and not (Path(reference.name) / TOKENIZER_CONFIG).is_file():
         return load_tokenizer(base, tokenizer_kwargs)
     if _only_in_memory(reference):
         _refuse_arguments(ref, tokenizer_kwargs)
         return tokenizer_for(SHAPES[reference.name])
-    where, revision = _source(reference)
     with _explained(reference, ref):
-        tokenizer = AutoTokenizer.from_pretrained(where, **revision, **tokenizer_kwargs)
+        tokenizer = _read_tokenizer(reference, tokenizer_kwargs)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -122,16 +119,33 @@ def _load(auto: Any, ref: str, dtype: str, device: str, model_kwargs: Mapping[st
         return instantiate(reference.name, seed=reference.seed, dtype=dtype, device=device, **head)
     if decided := sorted(set(DECIDED) & set(model_kwargs)):
         raise ModelError("model_kwargs sets what is set elsewhere", value=decided, valid="other arguments")
-    where, revision = _source(reference)
     with _explained(reference, ref):
-        model = auto.from_pretrained(
-            where, dtype=getattr(torch, dtype), use_safetensors=True, **revision, **model_kwargs, **head
-        )
+        model = _read_model(auto, reference, dtype=getattr(torch, dtype), **model_kwargs, **head)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise _hidden_adapter(reference, ref)
     if model_kwargs.get("device_map") is None:
         model = model.to(device)
     return model.eval()
+
+
+def _read_tokenizer(reference: Reference, arguments: Mapping[str, Any]) -> Any:
+    if reference.kind == "gguf":
+        from nullarm.models.gguf.tokenizer import read_tokenizer
+
+        return read_tokenizer(_fetched(reference), **arguments)
+    from transformers import AutoTokenizer
+
+    where, revision = _source(reference)
+    return AutoTokenizer.from_pretrained(where, **revision, **arguments)
+
+
+def _read_model(auto: Any, reference: Reference, **arguments: Any) -> Any:
+    if reference.kind == "gguf":
+        from nullarm.models.gguf.model import read_model
+
+        return read_model(auto, _fetched(reference), **arguments)
+    where, revision = _source(reference)
+    return auto.from_pretrained(where, use_safetensors=True, **revision, **arguments)
 
 
 def _only_in_memory(reference: Reference) -> bool:
@@ -155,7 +169,7 @@ def _explained(reference: Reference, ref: str) -> Iterator[None]:
             yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         raise _unloadable(reference, ref, error) from error
 
 
@@ -165,6 +179,15 @@ def _source(reference: Reference) -> tuple[str, dict[str, str]]:
     if reference.kind == "random":
         return str(written(reference)), {}
     return reference.name, {"revision": reference.revision} if reference.kind == "hub" else {}
+
+
+def _fetched(reference: Reference) -> Path:
+    """A GGUF file, downloaded if it is on the hub and not here yet."""
+    if not reference.on_hub:
+        return Path(reference.name)
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(reference.name, reference.file, revision=reference.revision))
 
 
 def _check_placement(dtype: str, device: str) -> None:
@@ -178,15 +201,15 @@ def _check_placement(dtype: str, device: str) -> None:
 
 def _unloadable(reference: Reference, ref: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:300]
-    if reference.kind == "hub":
+    if reference.on_hub:
+        what, file = ("file", f" {reference.file}") if reference.file else ("directory", "")
         return ModelError(
-            f"the hub model is neither cached nor reachable, and there is no directory of this name: {reason}",
+            f"the hub model is neither cached nor reachable, and there is no {what} of this name: {reason}",
             value=ref,
-            next_command=f"hf download {reference.name} --revision {reference.revision}",
+            next_command=f"hf download {reference.name}{file} --revision {reference.revision}",
         )
-    return ModelError(
-        f"the model cannot be loaded: {reason}", value=ref, valid="config.json, *.safetensors and a tokeniser"
-    )
+    parts = "a GGUF file with all weights" if reference.kind == "gguf" else "config.json, *.safetensors and a tokeniser"
+    return ModelError(f"the model cannot be loaded: {reason}", value=ref, valid=parts)
 
 
 def _hidden_adapter(reference: Reference, ref: str) -> ModelError:

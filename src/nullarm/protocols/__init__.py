@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "kv_communication": "nullarm.protocols.kv_communication.protocol:KvCommunication",
+    "low_rank": "nullarm.protocols.low_rank.protocol:LowRank",
     "rank_mechanism": "nullarm.protocols.rank_mechanism.protocol:RankMechanism",
     "rehearsal": "nullarm.protocols.rehearsal:Rehearsal",
     "residual": "nullarm.protocols.residual.protocol:Residual",

@@ -12,6 +12,9 @@ from nullarm.stats.verdict import Verdict
 from nullarm.store.study_store import StudyStore
 from nullarm.study.plan import Cell
 
+LOG_RATIO = "log ratio of tokens/s"
+"""Unit of a contrast that a timing session decides; other contrasts are in the study's metric."""
+
 
 def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Section]) -> Document:
     """A report: verdicts, intervals against the margin, the protocol's own sections, provenance, cells."""
@@ -27,6 +30,12 @@ def document_of(store: StudyStore, analysis: Analysis, sections: Sequence[Sectio
         sections=(*exploratory, _intervals(store, analysis), *sections, _provenance(store, analysis)),
         cells=tuple(_cells(store)),
     )
+
+
+def verdict_line(finding: Finding) -> str:
+    """A verdict with what was compared and why, for a closing block."""
+    contrast, judged = finding.contrast, finding.judgement
+    return f"{judged.name} ({contrast.treatment} against {contrast.control}): {judged.verdict}. {judged.reason}"
 
 
 def unfinished(store: StudyStore, stage: str, done: Collection[str]) -> Iterator[tuple[Cell, str]]:
@@ -50,6 +59,7 @@ def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
         estimate=judged.estimate,
         interval=(judged.interval.low, judged.interval.high) if judged.interval else None,
         level=judged.interval.level if judged.interval else 0.95,
+        unit=LOG_RATIO if _timed(finding) else "",
         test=judged.test + (", in the harmful direction" if harmful else ""),
         p_value=judged.p_harm if harmful else judged.p,
         p_adjusted=None if harmful else judged.p_adjusted,
@@ -65,7 +75,19 @@ def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
 
 
 def _intervals(store: StudyStore, analysis: Analysis) -> Section:
-    study = store.lock.study
+    """One plot for the study's metric, one for speeds: they share no axis."""
+    metric = store.lock.study.analysis.metric
+    speeds = [finding for finding in analysis.findings if _timed(finding)]
+    others = [finding for finding in analysis.findings if not _timed(finding)]
+    plots = (
+        _interval_plot(store, "Declared contrasts", f"difference in {metric}", others),
+        _interval_plot(store, "Declared contrasts of speed", LOG_RATIO, speeds),
+    )
+    return Section("Effects against the margin", tuple(plot for plot in plots if plot.rows))
+
+
+def _interval_plot(store: StudyStore, title: str, x_label: str, findings: Sequence[Finding]) -> IntervalPlot:
+    declared = store.lock.study.analysis
     rows = tuple(
         IntervalRow(
             label=f"{f.contrast.treatment} − {f.contrast.control}",
@@ -74,16 +96,13 @@ def _intervals(store: StudyStore, analysis: Analysis) -> Section:
             verdict=f.judgement.verdict.value,
             cells=f.cells,
         )
-        for f in analysis.findings
+        for f in findings
     )
-    plot = IntervalPlot(
-        title="Declared contrasts",
-        x_label=f"difference in {study.analysis.metric}",
-        rows=rows,
-        margin=study.analysis.margin,
-        level=1 - 2 * study.analysis.alpha,
-    )
-    return Section("Effects against the margin", (plot,))
+    return IntervalPlot(title, rows, x_label, declared.margin, 1 - 2 * declared.alpha)
+
+
+def _timed(finding: Finding) -> bool:
+    return finding.contrast.test == "paired_blocks"
 
 
 def _provenance(store: StudyStore, analysis: Analysis) -> Section:

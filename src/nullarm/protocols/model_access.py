@@ -10,14 +10,16 @@ from typing import Any
 
 from nullarm.errors import DatasetError, ModelError
 from nullarm.models.facts import parameter_count, tensor_shapes
+from nullarm.models.gguf import configuration, read_header
 from nullarm.models.reference import Reference, parse
 from nullarm.models.tasks.base import Task
+from nullarm.models.texts.base import Text
 from nullarm.models.tiny.build import ready_directory
 from nullarm.sites.preflight import Check, existing_parent
 from nullarm.store.files import read_json
 
 HUB_TIMEOUT_S = 10.0
-MODEL, TASK, DOWNLOADS = "model", "data set", "downloads"
+MODEL, TASK, TEXT, DOWNLOADS = "model", "data set", "text", "downloads"
 """Names of the checks."""
 
 
@@ -30,8 +32,10 @@ def model_access(model_ref: str, *, adapter: bool = False) -> Check:
     """
     try:
         reference = parse(model_ref, adapter=adapter)
-        if reference.kind == "hub":
+        if reference.on_hub:
             return _hub(reference)
+        if reference.kind == "gguf":
+            return _gguf(Path(reference.name))
         if reference.kind in ("directory", "adapter"):
             return _directory(Path(reference.name))
     except ModelError as error:
@@ -51,6 +55,18 @@ def task_access(name: str, task: Task) -> Check:
         return Check(TASK, True, f"{name}: {len(task.items('test')):,} items")
     except DatasetError as error:
         return Check(TASK, False, f"{name}: {error.problem}", error.next_command or error.valid)
+
+
+def text_access(text: Text) -> Check:
+    """Whether the documents of a text can be had: its test split is read.
+
+    Args:
+        text: The text.
+    """
+    try:
+        return Check(TEXT, True, f"{text.name}: {len(text.documents('test')):,} documents")
+    except DatasetError as error:
+        return Check(TEXT, False, f"{text.name}: {error.problem}", error.next_command or error.valid)
 
 
 def downloads(refs: Iterable[str], home: Path | None = None) -> Check:
@@ -76,7 +92,7 @@ def download_bytes(refs: Iterable[str]) -> tuple[int, tuple[str, ...]]:
     for ref in dict.fromkeys(refs):
         try:
             reference = parse(ref, adapter=True)
-            if reference.kind == "hub" and not _cached(reference):
+            if reference.on_hub and not _cached(reference):
                 need += 2 * parameter_count(ref)
         except ModelError:
             unknown.append(ref)
@@ -93,24 +109,33 @@ def _directory(path: Path) -> Check:
     return Check(MODEL, True, f"{path} has weights")
 
 
+def _gguf(path: Path) -> Check:
+    configuration(read_header(path))
+    return Check(MODEL, True, f"{path} is whole, and of a known architecture")
+
+
 def _hub(reference: Reference) -> Check:
     from huggingface_hub import get_token, is_offline_mode
 
+    file = reference.file or "config.json"
     name = f"{reference.name}@{reference.revision}"
     if _cached(reference):
         return Check(MODEL, True, f"{name} is in the cache")
-    download = f"hf download {reference.name} --revision {reference.revision}"
+    download = " ".join(["hf download", reference.name, *filter(None, [reference.file])])
+    download += f" --revision {reference.revision}"
     if is_offline_mode():
         return Check(MODEL, False, f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
                      f"unset HF_HUB_OFFLINE, or on a machine with a network: {download}")  # fmt: skip
-    refusal = hub_refusal(reference.name, reference.revision, "config.json")
+    refusal = hub_refusal(reference.name, reference.revision, file)
     if refusal is None:
         return Check(MODEL, True, f"{name} can be downloaded" + (" with your token" if get_token() else ""))
     return Check(MODEL, False, *refusal)
 
 
 def _cached(reference: Reference) -> bool:
-    """Whether configuration and every weight file are in the hub's cache."""
+    """Whether the GGUF file, or configuration and every weight file, are in the hub's cache."""
+    if reference.file:
+        return _cached_file(reference, reference.file) is not None
     found = {name: _cached_file(reference, name) for name in ("config.json", "model.safetensors", _INDEX)}
     if found["config.json"] is None:
         return False

@@ -9,7 +9,7 @@ from typing import Literal
 Tone = Literal["found", "null", "harm", "open", "void"]
 """found: an effect · null: a claimed null · harm: the wrong direction · open: undecided · void: no claim possible."""
 
-Question = Literal["superiority", "non_inferiority", "equivalence"]
+Question = Literal["superiority", "non_inferiority", "equivalence", "difference"]
 
 
 @dataclass(frozen=True, slots=True)

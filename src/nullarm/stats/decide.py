@@ -5,9 +5,12 @@
 | superiority | CONFIRMED or DETECTED_BELOW_MARGIN, HARMFUL, EQUIVALENT, INCONCLUSIVE |
 | equivalence | EQUIVALENT, then as superiority |
 | non-inferiority | CONFIRMED (above −margin), HARMFUL (below −margin), INCONCLUSIVE |
+| difference | EQUIVALENT, DIFFERENT, INCONCLUSIVE |
 
 A claim needs its p-value below α *and* the interval on the claimed side. The p-value carries the level, so the rate of
-each false claim is at most α; the interval adds what the p-value does not know, the sampling of items.
+each false claim is at most α; the interval adds what the p-value does not know, the sampling of items. DIFFERENT rests
+on a two-sided p and the interval at 1 − α, EQUIVALENT on TOST's p and the interval at 1 − 2α, which is TOST's own: with
+the wider one it would be claimed at α/2. A difference that is certain but inside ±margin is EQUIVALENT.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def decide(evidence: Evidence, adjusted: PValues | None = None) -> Judgement:
         name=evidence.name,
         verdict=verdict,
         estimate=evidence.estimate,
-        interval=evidence.interval,
+        interval=evidence.interval_behind(verdict),
         p=evidence.p.of(evidence.question),
         p_adjusted=None if adjusted is None else adjusted.of(evidence.question),
         p_equivalence=evidence.p.equivalent,
@@ -54,8 +57,11 @@ def _verdict(evidence: Evidence, p: PValues) -> Verdict:
     if estimate is None or interval is None:
         return Verdict.INSUFFICIENT_DATA
     equivalent = _equivalent(evidence, interval, p)
-    if evidence.question == "equivalence" and equivalent:
+    if evidence.question in ("equivalence", "difference") and equivalent:
         return Verdict.EQUIVALENT
+    if evidence.question == "difference":
+        different = _claimed(p.different, evidence.alpha) and interval.excludes_zero
+        return Verdict.DIFFERENT if different else Verdict.INCONCLUSIVE
     line = -evidence.margin if evidence.question == "non_inferiority" else 0.0
     if _claimed(p.superior, evidence.alpha) and interval.low > line:
         enough = evidence.question == "non_inferiority" or estimate >= evidence.margin - _ROUNDING
@@ -66,8 +72,7 @@ def _verdict(evidence: Evidence, p: PValues) -> Verdict:
 
 
 def _equivalent(evidence: Evidence, interval: Interval, p: PValues) -> bool:
-    # A two-sided test's interval is wider than TOST asks for, and TOST's own is implied by its p-value.
-    inside = evidence.sides == 2 or interval.inside(evidence.margin)
+    inside = (evidence.equivalence_interval or interval).inside(evidence.margin)
     return _claimed(p.equivalent, evidence.alpha) and inside
 
 

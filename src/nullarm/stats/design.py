@@ -8,8 +8,10 @@ from typing import Literal, get_args
 from nullarm.errors import StudyError
 from nullarm.stats.randomisation import EXACT_LIMIT, arrangement_count, least_attainable_p
 
-TestName = Literal["within_seed_randomisation", "paired_t", "paired_items"]
+TestName = Literal["within_seed_randomisation", "paired_t", "paired_items", "paired_blocks"]
 TESTS: tuple[str, ...] = get_args(TestName)
+COUNTED_WHEN_MEASURED = ("paired_items", "paired_blocks")
+"""Tests whose units are not seeds: how many there will be is not known before they are measured."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Design:
         seeds: Independent seeds, S.
         controls: Controls per seed, K.
         alpha: Level of each one-sided claim.
-        test: The test that carries the level. `paired_items` takes items (or their clusters) for its units, not
-            seeds: how many there will be is not known before they are scored.
+        test: The test that carries the level. `paired_items` takes items (or their clusters) for its units,
+            `paired_blocks` the blocks of a timing session.
         draws: Random arrangements where they are too many to enumerate.
         family: Contrasts corrected together by Holm; the strictest of them faces α / family.
     """
@@ -56,7 +58,7 @@ class Design:
             return f"the test {self.test!r} is unknown; valid: {', '.join(TESTS)}"
         if not 0 < self.alpha < 0.5 or self.family < 1:
             return f"α = {self.alpha:g} over a family of {self.family} is not a level; α lies between 0 and 0.5"
-        if self.test == "paired_items":
+        if self.test in COUNTED_WHEN_MEASURED:
             return None
         if self.seeds < 2 or self.controls < 1:
             return (

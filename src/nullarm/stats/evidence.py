@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ class Rule:
     """What was declared before any cell ran.
 
     Attributes:
-        alpha: Level of each one-sided claim, between 0 and 0.5.
+        alpha: Level of each claim, between 0 and 0.5.
         margin: δ ≥ 0 in the unit of the score; 0 declares none, so nothing can be EQUIVALENT.
         resamples: Draws of the bootstrap.
         draws: Random arrangements of the randomisation test, where they are too many to enumerate.
@@ -151,23 +152,48 @@ def non_inferiority_evidence(
     return _evidence(name, "non_inferiority", treated, reference, rule, "paired_t", rng, clusters)
 
 
-def summary_evidence(name: str, treated: Summary, control: Summary, rule: Rule) -> Evidence:
-    """Evidence on two published means, by Welch's two-sided test; `resamples` and `draws` are not read.
+def difference_evidence(
+    name: str,
+    treated: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    rule: Rule,
+    *,
+    rng: np.random.Generator,
+    clusters: npt.ArrayLike | None = None,
+) -> Evidence:
+    """Evidence on "treated and reference differ", in whichever direction, by a two-sided t-test over the units.
+
+    Args and errors as in `equivalence_evidence`, but for the margin, which may be 0.
+    """
+    return _evidence(name, "difference", treated, reference, rule, "paired_t", rng, clusters)
+
+
+def summary_evidence(
+    name: str,
+    treated: Summary,
+    control: Summary,
+    rule: Rule,
+    question: Literal["superiority", "difference"] = "superiority",
+) -> Evidence:
+    """Evidence on two means of unpaired runs, by Welch's two-sided test; `resamples` and `draws` are not read.
 
     Raises:
         InvalidResult: A standard deviation that is negative or not finite.
     """
-    blank = Evidence(name, "superiority", "Welch t, two-sided", rule.alpha, rule.margin, sides=2)
+    blank = Evidence(name, question, "Welch t, two-sided", rule.alpha, rule.margin, unit=rule.unit)
     blank = replace(blank, n_seeds=min(treated.n, control.n))
     test = welch_from_summary(treated, control)
     if test is None:
         return _obstructed(blank, Verdict.INSUFFICIENT_DATA, "an arm has fewer than 2 runs, or neither has any spread")
-    p = test.p_two_sided
+    p, equivalent = test.p_two_sided, _tost_p(test, rule)
     return replace(
         blank,
         estimate=test.estimate,
         interval=test.interval(1 - rule.alpha),
-        p=PValues(superior=p, harmful=p, equivalent=_tost_p(test, rule)),
+        equivalence_interval=test.interval(1 - 2 * rule.alpha),
+        p=PValues(equivalent=equivalent, different=p)
+        if question == "difference"
+        else PValues(superior=p, harmful=p, equivalent=equivalent),
         noise=Noise(sqrt((treated.sd**2 + control.sd**2) / 2)),
     )
 
@@ -199,10 +225,12 @@ def _evidence(
         reason = f"all {seeds} {rule.unit} differ by exactly the same amount, so a t-test has no spread to test against"
         return _obstructed(blank, Verdict.INSUFFICIENT_DATA, reason)
     bootstrap = two_way_bootstrap(differences, clusters=clusters, resamples=rule.resamples, rng=rng)
+    two_sided = question == "difference"
     return replace(
         blank,
         estimate=bootstrap.estimate,
-        interval=_interval(bootstrap, design.level, rule),
+        interval=_interval(bootstrap, 1 - rule.alpha if two_sided else design.level, rule),
+        equivalence_interval=_interval(bootstrap, design.level, rule) if two_sided else None,
         p=p,
         noise=noise_of_contrast(first.mean(axis=1), rest.mean(axis=2), item_effect_se=bootstrap.item_se),
     )
@@ -259,6 +287,8 @@ def _p_values(
         return None
     if question == "non_inferiority":
         return PValues(t.p_above(-rule.margin), t.p_below(-rule.margin))
+    if question == "difference":
+        return PValues(equivalent=equivalent, different=t.p_two_sided)
     return PValues(t.p_above(0), t.p_below(0), equivalent)
 
 
@@ -271,8 +301,9 @@ def _words(question: Question, design: Design, unit: Unit) -> str:
         count = arrangement_count(design.seeds, design.controls)
         how = f"exact over {count} arrangements" if count <= EXACT_LIMIT else f"{design.draws} random arrangements"
         return f"within-seed randomisation, {how}, one-sided"
-    kind = {"superiority": "paired t", "equivalence": "TOST, paired t", "non_inferiority": "non-inferiority, paired t"}
-    return f"{kind[question]} over {unit}, one-sided"
+    kind = {"equivalence": "TOST, paired t", "non_inferiority": "non-inferiority, paired t"}
+    sides = "two-sided" if question == "difference" else "one-sided"
+    return f"{kind.get(question, 'paired t')} over {unit}, {sides}"
 
 
 def _need_margin(rule: Rule) -> None:

@@ -18,7 +18,8 @@ def forecast(evidence: Evidence, *, rng: np.random.Generator) -> Evidence:
 
     "Settled" means that a true effect of δ would be detected, and a true null called EQUIVALENT at ±δ. Without a margin
     it means that a true effect of the size estimated would be detected; for non-inferiority, that an equal treatment
-    would be cleared; for equivalence, that a true null would be called EQUIVALENT. Evidence behind an obstacle, or
+    would be cleared; for equivalence, that a true null would be called EQUIVALENT. A difference is detected when its
+    two-sided test rejects; inside the margin it may all the same be called EQUIVALENT. Evidence behind an obstacle, or
     without noise, is returned as it came.
 
     Args:
@@ -32,7 +33,7 @@ def forecast(evidence: Evidence, *, rng: np.random.Generator) -> Evidence:
         return _two_sample(evidence, noise, evidence.n_seeds)
     return replace(
         evidence,
-        mde=minimum_detectable_effect(evidence.design, noise, rng=rng),
+        mde=minimum_detectable_effect(_detecting(evidence, evidence.design), noise, rng=rng),
         n_needed=_seeds(evidence, evidence.design, noise, rng),
     )
 
@@ -45,7 +46,16 @@ def _seeds(evidence: Evidence, design: Design, noise: Noise, rng: np.random.Gene
         return seeds_needed(design, noise, margin=margin, rng=rng)
     if evidence.question == "non_inferiority":
         return seeds_needed(design, noise, effect=effect, rng=rng)
+    if evidence.question == "difference":
+        found = seeds_needed(_detecting(evidence, design), noise, effect=effect, rng=rng)
+        null = seeds_needed(design, noise, margin=margin, rng=rng) if margin is not None else 0
+        return None if found is None or null is None else max(found, null)
     return seeds_needed(design, noise, effect=effect, margin=margin, rng=rng)
+
+
+def _detecting(evidence: Evidence, design: Design) -> Design:
+    """A two-sided test at α finds an effect of one direction as the one-sided test at α/2 does."""
+    return replace(design, alpha=design.alpha / 2) if evidence.question == "difference" else design
 
 
 def _two_sample(evidence: Evidence, noise: Noise, runs: int) -> Evidence:

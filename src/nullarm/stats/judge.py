@@ -7,6 +7,7 @@ again, because each judgement carries its evidence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from nullarm.stats.decide import decide
 from nullarm.stats.design import TestName
 from nullarm.stats.evidence import (
     Rule,
+    difference_evidence,
     equivalence_evidence,
     non_inferiority_evidence,
     summary_evidence,
@@ -111,10 +113,43 @@ def judge_non_inferiority(
     return decide(forecast(evidence, rng=rng))
 
 
-def judge_from_summary(
-    name: str, treated: Summary, control: Summary, *, alpha: float, margin: float, rng: np.random.Generator
+def judge_difference(
+    name: str,
+    treated: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    *,
+    alpha: float,
+    margin: float,
+    rng: np.random.Generator,
+    clusters: npt.ArrayLike | None = None,
+    resamples: int = 4_000,
+    interval: IntervalMethod = "percentile",
+    unit: Unit = "seeds",
 ) -> Judgement:
-    """What two published means ± standard deviations (ddof = 1) allow one to say, by Welch's two-sided test.
+    """Do treated and reference differ, in whichever direction? A two-sided t-test over the units at `alpha`.
+
+    EQUIVALENT says that they differ by less than `margin`, however surely; DIFFERENT that they differ, where that
+    is not so; INCONCLUSIVE that neither is shown. For items as units see `nullarm.stats.evidence.by_item`, for blocks
+    of a timing session `nullarm.stats.throughput.block_scores`.
+
+    Args and errors as in `judge_equivalence`; with a `margin` of 0 nothing can be EQUIVALENT.
+    """
+    rule = Rule(alpha, margin, resamples, interval=interval, unit=unit)
+    return decide(forecast(difference_evidence(name, treated, reference, rule, rng=rng, clusters=clusters), rng=rng))
+
+
+def judge_from_summary(
+    name: str,
+    treated: Summary,
+    control: Summary,
+    *,
+    alpha: float,
+    margin: float,
+    rng: np.random.Generator,
+    question: Literal["superiority", "difference"] = "superiority",
+    unit: Unit = "seeds",
+) -> Judgement:
+    """What two means ± standard deviations (ddof = 1) of unpaired runs allow one to say, by Welch's two-sided test.
 
     Args:
         name: The contrast.
@@ -123,12 +158,15 @@ def judge_from_summary(
         alpha: Level of the two-sided test.
         margin: δ ≥ 0 in the unit of the means.
         rng: Source of the forecast.
+        question: Whether treated is better (or worse), or whether the two differ.
+        unit: What was run.
 
     Raises:
         InvalidResult: A standard deviation that is negative or not finite.
         UsageError: A level or margin that does not exist.
     """
-    return decide(forecast(summary_evidence(name, treated, control, Rule(alpha, margin)), rng=rng))
+    evidence = summary_evidence(name, treated, control, Rule(alpha, margin, unit=unit), question)
+    return decide(forecast(evidence, rng=rng))
 
 
 def judge_problem(name: str, problem: Problem, *, alpha: float, margin: float) -> Judgement:
@@ -155,8 +193,8 @@ def withhold(name: str, verdict: Verdict, reason: str, *, alpha: float, margin: 
 def apply_holm(judgements: Sequence[Judgement]) -> tuple[Judgement, ...]:
     """Decide a declared family again, with p-values adjusted by Holm.
 
-    Each kind of claim (better, worse, equivalent) is its own family, so the chance of any false claim of one kind is at
-    most α. A contrast that could not be tested stays in the family with p = 1: declaring it was a look.
+    Each kind of claim (better, worse, equivalent, different) is its own family, so the chance of any false claim of one
+    kind is at most α. A contrast that could not be tested stays in the family with p = 1: declaring it was a look.
 
     Args:
         judgements: All judgements of the family, in any order.
@@ -167,7 +205,7 @@ def apply_holm(judgements: Sequence[Judgement]) -> tuple[Judgement, ...]:
     evidence = [judgement.evidence for judgement in judgements]
     tails = [
         _adjusted([None if e is None else getattr(e.p, tail) for e in evidence])
-        for tail in ("superior", "harmful", "equivalent")
+        for tail in ("superior", "harmful", "equivalent", "different")
     ]
     return tuple(
         judgement if e is None or e.obstacle is not None else decide(e, PValues(*values))

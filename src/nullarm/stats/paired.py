@@ -91,10 +91,19 @@ def paired_t(differences: npt.ArrayLike) -> TTest | None:
 def welch(treated: npt.ArrayLike, control: npt.ArrayLike) -> TTest | None:
     """Welch's t-test of [n] against [m] unpaired scores; None when an arm has one run or nothing varies."""
     arms = as_finite(treated, "n", "treated"), as_finite(control, "n", "control")
-    if min(map(len, arms)) < 2 or not any(_varies(arm) for arm in arms):
-        return None
-    first, second = (Summary(float(a.mean()), float(a.std(ddof=1)), len(a)) for a in arms)
-    return welch_from_summary(first, second)
+    return None if min(map(len, arms)) < 2 else welch_from_summary(*map(summarise, arms))
+
+
+def summarise(scores: npt.ArrayLike) -> Summary:
+    """Mean and standard deviation of [n] scores; 0 where they do not vary, whatever rounding makes of equal numbers.
+
+    Raises:
+        InvalidResult: No score, NaN or infinite scores.
+    """
+    values = as_finite(scores, "n", "scores")
+    if values.size == 0:
+        raise InvalidResult("there are no scores to summarise", valid="[n ≥ 1]")
+    return Summary(float(values.mean()), float(values.std(ddof=1)) if _varies(values) else 0.0, len(values))
 
 
 def welch_from_summary(treated: Summary, control: Summary) -> TTest | None:

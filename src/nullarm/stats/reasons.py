@@ -18,7 +18,7 @@ def reason(evidence: Evidence, verdict: Verdict, p: PValues, adjusted: bool) -> 
         return _sentence(evidence.obstacle_reason)
     name = "adjusted p" if adjusted else "p"
     items = f" and {evidence.n_items} items" if evidence.n_items is not None else ""
-    text = f"{_claim(evidence, verdict)}: {_effect(evidence)}, {_grounds(evidence, verdict, p, name)}"
+    text = f"{_claim(evidence, verdict)}: {_effect(evidence, verdict)}, {_grounds(evidence, verdict, p, name)}"
     return _sentence(f"{text}, over {evidence.n_seeds} {evidence.unit}{items}{_outlook(evidence, verdict)}")
 
 
@@ -36,6 +36,7 @@ def _claim(evidence: Evidence, verdict: Verdict) -> str:
         + (f" by at least the margin {margin}" if evidence.margin > 0 else ""),
         Verdict.DETECTED_BELOW_MARGIN: f"treated is above its control, but by less than the margin {margin}",
         Verdict.HARMFUL: "treated is below its control",
+        Verdict.DIFFERENT: "the arms differ",
     }.get(verdict, "neither an effect nor its absence is shown")
 
 
@@ -46,11 +47,12 @@ def _grounds(evidence: Evidence, verdict: Verdict, p: PValues, name: str) -> str
     tost = f"TOST {name} = {_number(p.equivalent)} at ±{evidence.margin:g}"
     if verdict is Verdict.EQUIVALENT:
         return f"{tost} ({alpha})"
-    text = f"{name} = {_number(p.superior)} ({alpha})"
+    claimed = p.different if evidence.question == "difference" else p.superior
+    text = f"{name} = {_number(claimed)} ({alpha})"
     if verdict is not Verdict.INCONCLUSIVE:
         return text
-    if evidence.sides == 1 and p.superior is not None and p.superior < evidence.alpha:
-        text = f"{name} = {_number(p.superior)} is below {alpha} but the interval does not agree"
+    if claimed is not None and claimed < evidence.alpha:
+        text = f"{name} = {_number(claimed)} is below {alpha} but the interval does not agree"
     return text if p.equivalent is None else f"{text}, {tost}"
 
 
@@ -65,8 +67,8 @@ def _outlook(evidence: Evidence, verdict: Verdict) -> str:
     return f"; this design {least} of {_number(evidence.mde)} with 80 % power, and {needed}"
 
 
-def _effect(evidence: Evidence) -> str:
-    interval = evidence.interval
+def _effect(evidence: Evidence, verdict: Verdict) -> str:
+    interval = evidence.interval_behind(verdict)
     if evidence.estimate is None or interval is None:
         return "no estimate"
     ends = f"{_number(interval.low)} to {_number(interval.high)}"

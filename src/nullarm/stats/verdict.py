@@ -13,9 +13,10 @@ from typing import Literal
 from nullarm.stats.design import Design
 from nullarm.stats.noise import Noise
 
-Question = Literal["superiority", "non_inferiority", "equivalence"]
-Unit = Literal["seeds", "items", "clusters"]
-"""What is drawn at random: training runs, or prompts (clusters of them) put to given models."""
+Question = Literal["superiority", "non_inferiority", "equivalence", "difference"]
+Unit = Literal["seeds", "items", "clusters", "blocks", "runs"]
+"""What is drawn at random: training runs, prompts (clusters of them) put to given models, ABBA blocks of a timing
+session (their score is log tok/s, so a difference is a log ratio), or timed runs that are not paired."""
 
 
 class Verdict(StrEnum):
@@ -25,6 +26,8 @@ class Verdict(StrEnum):
     """Better, by at least the margin (for non-inferiority: not worse by the margin)."""
     DETECTED_BELOW_MARGIN = "DETECTED_BELOW_MARGIN"
     """Better, but by less than the margin that was declared to matter."""
+    DIFFERENT = "DIFFERENT"
+    """The arms differ, in whichever direction; the direction was not declared."""
     EQUIVALENT = "EQUIVALENT"
     """The difference lies inside ±margin: the only way to claim a null."""
     HARMFUL = "HARMFUL"
@@ -59,6 +62,11 @@ class Interval:
         """Whether the whole interval lies strictly inside ±`margin`."""
         return -margin < self.low and self.high < margin
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 lies outside, on either side."""
+        return self.low > 0 or self.high < 0
+
 
 @dataclass(frozen=True)
 class PValues:
@@ -68,15 +76,18 @@ class PValues:
         superior: Against "not better" (for non-inferiority: against "worse by the margin or more").
         harmful: Against "not worse" (for non-inferiority: against "not worse by the margin").
         equivalent: Against "different by the margin or more" (TOST).
+        different: Against "no difference", in both directions.
     """
 
     superior: float | None = None
     harmful: float | None = None
     equivalent: float | None = None
+    different: float | None = None
 
     def of(self, question: Question) -> float | None:
         """p-value of the claim that the question asks about."""
-        return self.equivalent if question == "equivalence" else self.superior
+        asked = {"equivalence": self.equivalent, "difference": self.different}
+        return asked.get(question, self.superior)
 
 
 @dataclass(frozen=True)
@@ -87,14 +98,14 @@ class Evidence:
         name: The contrast.
         question: What was asked.
         test: The test behind `p`, in words.
-        alpha: Level of each one-sided claim (of the two-sided test when `sides` is 2).
+        alpha: Level of each claim; of both sides together where the test has two.
         margin: δ in the unit of the score; 0 means that no margin was declared.
-        sides: 1 when the direction was declared beforehand, 2 for published summaries.
-        unit: What the test counts: seeds, or items (clusters of them) when the models are given and prompts are drawn.
+        unit: What the test counts.
         n_seeds: Units of the test (runs of the smaller arm, for summaries).
         n_items: Items behind each seed's score; None when only seed-level scores exist.
         estimate: Mean of treated − control.
-        interval: Interval of the estimate, at level 1 − 2α (1 − α when `sides` is 2).
+        interval: Interval of the estimate, at level 1 − 2α (1 − α where the test has two sides).
+        equivalence_interval: That at 1 − 2α, which TOST goes with, where `interval` is at 1 − α.
         p: Unadjusted p-values.
         design: The design as run, for the forecast.
         noise: The noise as seen, for the forecast.
@@ -109,12 +120,12 @@ class Evidence:
     test: str
     alpha: float
     margin: float
-    sides: Literal[1, 2] = 1
     unit: Unit = "seeds"
     n_seeds: int | None = None
     n_items: int | None = None
     estimate: float | None = None
     interval: Interval | None = None
+    equivalence_interval: Interval | None = None
     p: PValues = PValues()
     design: Design | None = None
     noise: Noise | None = None
@@ -122,6 +133,11 @@ class Evidence:
     n_needed: int | None = None
     obstacle: Verdict | None = None
     obstacle_reason: str = ""
+
+    def interval_behind(self, verdict: Verdict) -> Interval | None:
+        """The interval that a verdict rests on; each states its level."""
+        at_its_own_level = self.equivalence_interval if verdict is Verdict.EQUIVALENT else None
+        return at_its_own_level or self.interval
 
 
 @dataclass(frozen=True)
@@ -132,9 +148,10 @@ class Judgement:
         name: The contrast.
         verdict: What one may say.
         estimate: Mean of treated − control, in the unit of the score.
-        interval: Interval of the estimate.
-        p: p-value of the claim that was asked: better, not worse by the margin, or equivalent. One-sided, except for
-            published summaries.
+        interval: Interval of the estimate that the verdict rests on: at 1 − 2α, except that a two-sided test has one at
+            1 − α unless the verdict is EQUIVALENT.
+        p: p-value of the claim that was asked: better, not worse by the margin, equivalent, or different. One-sided,
+            except for differences and published summaries.
         p_adjusted: The same after Holm over the declared family; None when no family was applied.
         p_equivalence: p-value of the claim "inside ±margin" (TOST), unadjusted.
         n_seeds: Units of the test.

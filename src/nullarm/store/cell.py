@@ -79,6 +79,14 @@ class CellWriter:
         """
         return decode_table(self._chunk(key, "parquet", lambda: encode_table(make())))
 
+    def bytes_chunk(self, key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
+        """The chunk `key` as a file of another kind (tensors, say): read back when it is committed, else made.
+
+        Raises:
+            LeaseLost: A later attempt owns the cell.
+        """
+        return self._chunk(key, suffix, make)
+
     def has_chunk(self, key: str) -> bool:
         """Whether the chunk is committed and whole."""
         return any(_intact(path) for path in self._candidates(key))

@@ -16,6 +16,11 @@ from nullarm.study.plan import Cell
 ITEMS = "items"
 """Name of the artefact with a cell's per-item measurements: `item`, optional `cluster`, one column per measurement."""
 
+BLOCKS = "blocks"
+"""Name of the artefact with the blocks of a timing session, whose cell's slice names the contrast it was held for:
+`item` string; `treatment`, `control` float64, the arm's mean over the block's runs of the logarithm of tokens a second.
+"""
+
 _KEYS = ("cell", "stage", "arm", "replicate", "seed", "slice")
 
 

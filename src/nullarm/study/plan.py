@@ -48,6 +48,8 @@ class Cell:
     smoke: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the cell also has to know but does not change its result (batch sizes, paths of models); not in the id."""
+    exclusive: bool = False
+    """Whether it must have the machine to itself, because it measures time; not in the id."""
     estimate: Estimate = field(default=Estimate(), compare=False)
 
     @cached_property
@@ -86,6 +88,7 @@ class Cell:
             "label": self.label,
             **self.identity,
             "settings": dict(self.settings),
+            "exclusive": self.exclusive,
             "estimate": asdict(self.estimate),
         }
 
@@ -104,6 +107,7 @@ class Cell:
             "needs",
             "smoke",
             "settings",
+            "exclusive",
         )
         estimate = Estimate(**data["estimate"])
         return cls(version=data["protocol_version"], estimate=estimate, **{name: data[name] for name in names})
@@ -147,11 +151,18 @@ class Plan:
         return sum(cell.estimate.disk_bytes for cell in self.cells)
 
     def wall_seconds(self, at_once: int) -> float:
-        """Expected wall time with `at_once` cells running: greedy list scheduling along the dependencies."""
+        """Expected wall time with `at_once` cells running: greedy list scheduling along the dependencies.
+
+        A cell that must have the machine to itself waits for all before it, and all after it wait for that.
+        """
         ends: dict[str, float] = {}
         free = [0.0] * max(1, at_once)
         for cell in self.cells:
             ready = max((ends[n] for n in cell.needs.values() if n in ends), default=0.0)
+            if cell.exclusive:
+                ends[cell.id] = max(*free, ready) + cell.estimate.seconds
+                free = [ends[cell.id]] * len(free)
+                continue
             slot = min(range(len(free)), key=lambda i: max(free[i], ready))
             free[slot] = ends[cell.id] = max(free[slot], ready) + cell.estimate.seconds
         return max(ends.values(), default=0.0)

@@ -45,15 +45,23 @@ class Contrast(Strict):
     """The arm under test."""
     control: Name
     """The arm it is tested against."""
-    kind: Literal["superiority", "non_inferiority", "equivalence"] = "superiority"
-    """What is claimed when it succeeds."""
-    test: Literal["within_seed_randomisation", "paired_t", "paired_items"] = "paired_t"
-    """The test that carries the level: randomisation over a control's replicates, a t test over seeds, or a t test over
-    items (their clusters), which speaks of the models at hand and of prompts like these, not of a training recipe."""
+    kind: Literal["superiority", "non_inferiority", "equivalence", "difference"] = "superiority"
+    """What is claimed when it succeeds. `difference` declares no direction: its test has two sides."""
+    test: Literal["within_seed_randomisation", "paired_t", "paired_items", "paired_blocks"] = "paired_t"
+    """The test that carries the level: randomisation over a control's replicates, a t test over seeds, a t test over
+    items (their clusters), which speaks of the models at hand and of prompts like these, not of a training recipe, or
+    a t test over the blocks of a timing session, whose metric is the logarithm of tokens a second."""
     margin: float | None = Field(default=None, ge=0)
-    """Smallest effect that matters, in units of the metric; the analysis' margin when left out."""
+    """Smallest effect that matters, in units of the metric (over blocks, 0.005 is half a per cent of the tokens a
+    second); the analysis' margin when left out."""
     primary: bool = False
     """The one contrast that answers the question. Exactly one is primary."""
+
+    @model_validator(mode="after")
+    def _has_a_test_of_its_kind(self) -> Contrast:
+        if self.kind == "difference" and self.test == "within_seed_randomisation":
+            raise ValueError(f"contrast {self.name!r}: a difference has two sides, and randomisation here has one")
+        return self
 
 
 class Analysis(Strict):

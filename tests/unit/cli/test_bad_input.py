@@ -78,7 +78,7 @@ def test_an_unknown_protocol_or_arm(tmp_path: Path) -> None:
     refused(
         nullarm("plan", study),
         2,
-        "no protocol 'rehersal' (did you mean 'rehearsal'?); valid: kv_communication, rank_mechanism,",
+        "no protocol 'rehersal' (did you mean 'rehearsal'?); valid: kv_communication, low_rank, rank_mechanism,",
     )
     study = write_study(tmp_path / "s.yaml", {"protocol": "nowhere:Protocol"})
     refused(nullarm("plan", study), 2, "cannot import protocol 'nowhere:Protocol'")

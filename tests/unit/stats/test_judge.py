@@ -310,7 +310,10 @@ BASE = Evidence(
         ({"p": PValues(0.9, 0.01)}, Verdict.INCONCLUSIVE),  # harm needs its interval too
         ({"p": PValues(0.9, 0.2, 0.01)}, Verdict.INCONCLUSIVE),  # TOST needs the interval inside
         ({"p": PValues(0.9, 0.2, 0.01), "interval": Interval(-0.05, 0.09, 0.9, "")}, Verdict.EQUIVALENT),
-        ({"p": PValues(0.9, 0.2, 0.01), "sides": 2}, Verdict.EQUIVALENT),  # a t-test's TOST implies its interval
+        (  # TOST's own interval decides where the other is wider
+            {"p": PValues(0.9, 0.2, 0.01), "equivalence_interval": Interval(-0.05, 0.09, 0.9, "")},
+            Verdict.EQUIVALENT,
+        ),
         ({"p": PValues()}, Verdict.INCONCLUSIVE),
         ({"estimate": None}, Verdict.INSUFFICIENT_DATA),
         ({"obstacle": Verdict.NO_OP}, Verdict.NO_OP),

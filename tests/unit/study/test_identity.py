@@ -118,7 +118,7 @@ def test_settings_and_estimates_are_left_out() -> None:
 
 def test_every_field_of_a_cell_is_in_the_identity_or_left_out_on_purpose() -> None:
     known = {name.replace("protocol_version", "version") for name in CELL.identity}
-    assert {f.name for f in fields(Cell)} - known == {"settings", "estimate"}
+    assert {f.name for f in fields(Cell)} - known == {"settings", "exclusive", "estimate"}
 
 
 def test_a_new_version_of_the_identity_makes_new_questions(monkeypatch: pytest.MonkeyPatch) -> None:

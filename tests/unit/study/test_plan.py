@@ -96,3 +96,10 @@ def test_another_name_question_or_price_is_the_same_plan() -> None:
 def test_a_longer_seed_list_keeps_the_cells_there_are() -> None:
     short, long = prepare(study()).plan, prepare(study({"seeds": [0, 1, 2]})).plan
     assert set(short.by_id) < set(long.by_id)
+
+
+def test_a_cell_that_needs_the_machine_to_itself_runs_beside_no_other() -> None:
+    a, alone, c = cell("a", seconds=2.0), cell("alone", seconds=3.0, exclusive=True), cell("c", seconds=4.0)
+    assert make_plan([a, alone, c]).wall_seconds(2) == 9.0
+    assert Cell.from_json(alone.to_json()).exclusive
+    assert alone.id == cell("alone").id

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from nullarm.errors import DatasetError, nearest
+from nullarm.models.kinds import of_kind
 from nullarm.models.tasks.base import Task
 from nullarm.models.tasks.c_eval import CEval
 from nullarm.models.tasks.class_of_word import ClassOfWord
@@ -35,26 +34,4 @@ def make_task(settings: Mapping[str, Any]) -> Task:
     Raises:
         DatasetError: The kind or a setting is unknown, or a setting is of the wrong type or out of range.
     """
-    rest = dict(settings)
-    kind = rest.pop("kind", None)
-    if not isinstance(kind, str) or kind not in KINDS:
-        hint = nearest(str(kind), KINDS)
-        raise DatasetError(f"task.kind names no kind of task{hint}", value=kind, valid=sorted(KINDS))
-    task = KINDS[kind]
-    known = {field.name for field in fields(task)}  # type: ignore[arg-type]
-    for name, value in rest.items():
-        if name not in known:
-            raise DatasetError(
-                f"task.{name} is no setting of {kind}{nearest(name, known)}", value=value, valid=sorted(known)
-            )
-        _check_type(kind, name, value, get_type_hints(task)[name])
-    return task(**rest)
-
-
-def _check_type(kind: str, name: str, value: object, wanted: Any) -> None:
-    """Settings are whole numbers, numbers, texts or truth values; an optional one may be None."""
-    allowed = getattr(wanted, "__args__", (wanted,))
-    if type(value) in allowed or (type(value) is int and float in allowed):
-        return
-    words = " or ".join("nothing" if a is type(None) else a.__name__ for a in allowed)
-    raise DatasetError(f"task.{name} of {kind} is of the wrong type", value=value, valid=words)
+    return of_kind("task", KINDS, settings)

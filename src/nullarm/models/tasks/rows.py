@@ -156,7 +156,7 @@ def _sample(rows: int, wanted: int, seed: int) -> set[int]:
 
 
 def _hub_rows(source: Source, split: str) -> list[Row]:
-    copy = f"task.path: a directory with {split.partition('[')[0]}.jsonl"
+    copy = f"path: a directory with {split.partition('[')[0]}.jsonl"
     try:
         from datasets import load_dataset
     except ImportError:

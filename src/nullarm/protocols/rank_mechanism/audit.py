@@ -22,9 +22,9 @@ from nullarm.protocols.rank_mechanism.adapter import Adapter, LoraModule, open_a
 from nullarm.protocols.rank_mechanism.base_norms import BaseNorms, base_norms, default_cache
 from nullarm.protocols.rank_mechanism.module_names import and_more, layer_index, module_type
 from nullarm.protocols.rank_mechanism.spectra import Audit, ModuleAudit
-from nullarm.protocols.rank_mechanism.spectrum import effective_rank, energy_rank, frobenius_norm, stable_rank
 from nullarm.protocols.rank_mechanism.suggest import suggestion
 from nullarm.protocols.rank_mechanism.summary import summarise
+from nullarm.stats.spectrum import effective_rank, energy_rank, frobenius_norm, stable_rank
 
 _BATCH_ELEMENTS = 4 * 2**20
 """Elements of A and B worked on at once: 32 MiB in float64, and as much again inside the QR."""

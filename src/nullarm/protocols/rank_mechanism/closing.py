@@ -17,6 +17,7 @@ WIDTH = 100
 _OUTCOMES = {
     Verdict.CONFIRMED: "HYPOTHESIS CONFIRMED: audit-guided ranks provide real benefit beyond heterogeneity",
     Verdict.DETECTED_BELOW_MARGIN: "PARTIAL SUCCESS: audit-guided placement helps, but by less than the margin",
+    Verdict.DIFFERENT: "NO CONCLUSION: the arms differ, and no direction was declared",
     Verdict.HARMFUL: "NOT SUPPORTED: audit-guided placement does worse than the same ranks shuffled",
     Verdict.INCONCLUSIVE: "INCONCLUSIVE: neither a mechanism benefit nor its absence is shown",
     Verdict.NO_OP: "NO CONCLUSION: the arms scored the same on every item, so the treatment changed nothing",

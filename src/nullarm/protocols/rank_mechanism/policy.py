@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from nullarm.errors import StudyError
-from nullarm.protocols.rank_mechanism.spectrum import energy_rank
+from nullarm.stats.spectrum import energy_rank
 
 Rounding = Literal["up", "nearest", "down"]
 

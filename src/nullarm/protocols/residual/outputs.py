@@ -6,8 +6,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from nullarm.analysis import Analysis, Finding
+from nullarm.analysis import Analysis
 from nullarm.errors import InvalidResult
+from nullarm.protocols.findings import verdict_line
 from nullarm.protocols.residual.export.manifest import write_manifest
 from nullarm.protocols.residual.export.write import announcement, write_json
 from nullarm.protocols.residual.planning import CAPTURE
@@ -105,10 +106,5 @@ def _told(cell: Cell, finished: FinishedCell, line: str) -> list[str]:
 def _verdicts(analysis: Analysis) -> list[str]:
     """One line for each contrast, and one for all that have no data yet."""
     empty = [f.judgement.name for f in analysis.findings if f.judgement.verdict == "INSUFFICIENT_DATA"]
-    told = [_verdict(f) for f in analysis.findings if f.judgement.name not in empty]
+    told = [verdict_line(f) for f in analysis.findings if f.judgement.name not in empty]
     return told + ([f"INSUFFICIENT_DATA: {', '.join(empty)}"] if empty else [])
-
-
-def _verdict(finding: Finding) -> str:
-    contrast, judged = finding.contrast, finding.judgement
-    return f"{judged.name} ({contrast.treatment} against {contrast.control}): {judged.verdict}. {judged.reason}"

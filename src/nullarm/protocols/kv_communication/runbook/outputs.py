@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from textwrap import shorten
 
-from nullarm.analysis import Analysis, Finding
+from nullarm.analysis import Analysis
+from nullarm.protocols.findings import verdict_line
 from nullarm.protocols.kv_communication.budget.arms import ArmResult, arm_results, datasets
 from nullarm.protocols.kv_communication.budget.curve import write_curve
 from nullarm.protocols.kv_communication.budget.evaluations import evaluations, usable
@@ -42,7 +43,7 @@ def write_outputs(store: StudyStore, analysis: Analysis) -> str:
         width = max(len(result.arm) for result in results)
         lines += ["", f"{dataset} (accuracy, 95 % interval, bytes an item)", *(_line(r, width) for r in results)]
     lines += [*_closed(store), *_unfinished(store)]
-    lines += ["", "VERDICTS", *map(_verdict, analysis.findings), ""]
+    lines += ["", "VERDICTS", *map(verdict_line, analysis.findings), ""]
     return "\n".join([*lines, *(f"wrote {path}" for path in files), f"runs: {len(runs)} under {store.paths.output}"])
 
 
@@ -69,8 +70,3 @@ def _unfinished(store: StudyStore) -> list[str]:
           for label, (status, reason) in states.items() if status == "failed"),
         *([f"not evaluated yet: {', '.join(left)}"] if left else []),
     ]  # fmt: skip
-
-
-def _verdict(finding: Finding) -> str:
-    contrast, judged = finding.contrast, finding.judgement
-    return f"{judged.name} ({contrast.treatment} against {contrast.control}): {judged.verdict}. {judged.reason}"

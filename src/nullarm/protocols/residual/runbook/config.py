@@ -137,7 +137,7 @@ def _dtype(name: str, ref: str) -> str:
         return DTYPES.get(name, name)
     model = parse(ref)
     if model.kind != "directory":
-        return OF_HUB_MODELS if model.kind == "hub" else "float32"
+        return OF_HUB_MODELS if model.on_hub else "float32"
     try:
         config = json.loads((Path(model.name) / "config.json").read_text("utf-8"))
         return str(config.get("dtype") or config.get("torch_dtype") or "float32")

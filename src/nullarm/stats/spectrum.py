@@ -1,7 +1,7 @@
 """Statistics of one singular spectrum. NumPy only: allocation and reports need them where torch is not.
 
-All take singular values `[k]` in descending order and are scale-free but for `frobenius_norm`. A zero update has no
-direction, so its stable and effective ranks are None, never 0/0; its energy rank is 0.
+All take singular values `[k]` in descending order and are scale-free but for `frobenius_norm`. A zero matrix has no
+direction, so its stable and effective ranks and its shares of energy are None, never 0/0; its energy rank is 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ENERGY_SLACK = 1e-12
 
 
 def relative_spectrum(singular_values: ArrayLike) -> NDArray[np.float64]:
-    """σ / σ₁ `[k]`, empty for a zero update. Squares of it can neither overflow nor all vanish."""
+    """σ / σ₁ `[k]`, empty for a zero matrix. Squares of it can neither overflow nor all vanish."""
     values = np.asarray(singular_values, dtype=np.float64)
     if values.size == 0 or values[0] == 0.0:
         return np.empty(0)
@@ -50,9 +50,15 @@ def effective_rank(singular_values: ArrayLike) -> float | None:
 
 
 def energy_rank(singular_values: ArrayLike, threshold: float) -> int:
-    """Least k with Σ_{i≤k} σ² ≥ threshold · Σσ²; 0 for a zero update."""
+    """Least k with Σ_{i≤k} σ² ≥ threshold · Σσ²; 0 for a zero matrix."""
     relative = relative_spectrum(singular_values)
     if relative.size == 0:
         return 0
     energy = np.cumsum(relative**2)
     return int(np.searchsorted(energy, threshold * energy[-1] * (1.0 - _ENERGY_SLACK), side="left")) + 1
+
+
+def energy_share(singular_values: ArrayLike, rank: int) -> float | None:
+    """Σ_{i≤rank} σ² / Σσ², in [0, 1]; 1 from rank k on."""
+    energy = relative_spectrum(singular_values) ** 2
+    return float(energy[:rank].sum() / energy.sum()) if energy.size else None

@@ -1,0 +1,1 @@
+"""Which group of matrices gets which rank, within one budget of numbers."""

@@ -1,0 +1,1 @@
+"""The work of each stage, as a worker does it."""

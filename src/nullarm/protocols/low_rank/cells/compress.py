@@ -1,0 +1,83 @@
+"""Stage `compress`: the factors of one arm, and what they cost in bytes and in error."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from nullarm.protocols.base import CellContext, CellResult
+from nullarm.protocols.low_rank.cells.factorising import Block, Factorising
+from nullarm.protocols.low_rank.cells.reading import generator, go_on
+from nullarm.protocols.low_rank.factored.checkpoint import from_bytes, save, to_bytes
+from nullarm.protocols.low_rank.factored.factors import Compressed
+from nullarm.protocols.low_rank.online.adapt import adapt
+from nullarm.protocols.low_rank.online.settings import OnlineSettings
+from nullarm.protocols.low_rank.tables import FACTORS, GROUPS, HISTORY
+
+TYPES = pa.schema(
+    [("layer", pa.int64()), ("slots", pa.string()), ("rank", pa.int64()), ("break_even", pa.int64()),
+     ("above_break_even", pa.bool_()), ("bytes", pa.int64()), ("dense_bytes", pa.int64()),
+     ("weight_error", pa.float64()), ("output_error", pa.float64())]
+)  # fmt: skip
+
+
+def run(context: CellContext) -> CellResult:
+    """Compress one arm's matrices, some layers at a time.
+
+    Raises:
+        Preempted: Asked to stop between two blocks of layers.
+        ModelError: The model is missing, or has other matrices than the protocol knows.
+        StudyError: The budget does not pay for the least ranks, or the method has no gauge.
+        DatasetError: The train split is too short.
+    """
+    work, writer = Factorising(context), context.writer
+    compressed: Compressed = {}
+    rows: list[dict[str, Any]] = []
+    history: dict[str, Any] = {}
+    for block in work.blocks():
+        go_on(context, f"layers {block.layers[0]} to {block.layers[-1]}")
+        made = writer.bytes_chunk(f"factors-{block.number:04d}", "safetensors", partial(_encoded, block))
+        compressed |= from_bytes(made)
+        if work.online is None:
+            rows += _rows(context, block, compressed)
+        context.progress(block.layers[-1] + 1, work.layers[-1] + 1, "layers")
+    if work.gauge is not None:
+        history["gauge"] = work.gauge.to_json()
+    if work.online is not None:
+        go_on(context, "bases were adapted")
+        compressed, history["online"] = _adapted(context, work, work.online, compressed)
+        for block in work.blocks():
+            rows += _rows(context, block, compressed)
+    _hand_on(context, compressed, rows, history)
+    return CellResult({"bytes": sum(made.nbytes for made in compressed.values()), "groups": len(compressed)})
+
+
+def _encoded(block: Block) -> bytes:
+    return to_bytes(block.factors())
+
+
+def _rows(context: CellContext, block: Block, compressed: Compressed) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = context.writer.json_chunk(f"rows-{block.number:04d}", partial(block.rows, compressed))
+    return found
+
+
+def _adapted(
+    context: CellContext, work: Factorising, settings: OnlineSettings, compressed: Compressed
+) -> tuple[Compressed, list[dict[str, Any]]]:
+    """The bases moved on the stream of the training text, and how; in one batch, which the settings cut into blocks."""
+    stream = [torch.cat(work.batches)]
+    return adapt(work.model, compressed, stream, settings, generator(context, "cpu"))
+
+
+def _hand_on(context: CellContext, compressed: Compressed, rows: list[dict[str, Any]], history: dict[str, Any]) -> None:
+    ref, content = context.cell.settings["model"], context.cell.inputs["model"]
+    said = {"cell": context.cell.id, "arm": context.cell.arm}
+    context.writer.directory_artefact(
+        FACTORS, lambda path: save(path, compressed, model_ref=ref, model_content_id=content, provenance=said)
+    )
+    context.writer.table_artefact(GROUPS, pa.Table.from_pylist(rows, schema=TYPES))
+    if history:
+        context.writer.json_artefact(HISTORY, history)

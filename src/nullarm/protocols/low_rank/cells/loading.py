@@ -1,0 +1,24 @@
+"""The model that an arm really runs: as it is loaded, or with another cell's factors in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nullarm.protocols.base import CellContext
+from nullarm.protocols.low_rank.cells.reading import model_of
+from nullarm.protocols.low_rank.factored.checkpoint import read
+from nullarm.protocols.low_rank.factored.install import install
+from nullarm.protocols.low_rank.tables import FACTORS
+
+
+def arm_model(context: CellContext, role: str) -> tuple[Any, Any]:
+    """The model with the factors of the cell that is needed as `role`, or as it is loaded where there is none.
+
+    Raises:
+        ModelError: The model is missing or unreadable.
+        IntegrityError: The factors are not what their cell handed on.
+    """
+    model, tokenizer = model_of(context)
+    if role in context.needs:
+        install(model, read(context.needs[role].artefact(FACTORS)).compressed)
+    return model, tokenizer

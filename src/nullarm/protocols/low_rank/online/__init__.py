@@ -1,0 +1,1 @@
+"""Shared bases adapted on a stream of text."""

@@ -1,0 +1,1 @@
+"""Perplexity over whole texts: `streams` of tokens, cut into `windows`, whose `likelihoods` `measures` sums up."""

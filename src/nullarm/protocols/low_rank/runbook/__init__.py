@@ -1,0 +1,1 @@
+"""The source's files, and the block that a run ends with."""
