@@ -48,7 +48,7 @@ STUDY = {
 def test_killed_between_layers_and_windows_a_study_ends_as_in_peace(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(STUDY))
-    campaign = Campaign(str(file), tmp_path, at_once=2)
+    campaign = Campaign(str(file), tmp_path, at_once=1)
     undisturbed = campaign.undisturbed()
     root = tmp_path / "killed"
     moments = (("windows", 2), ("factors", 1), ("rows", 4))

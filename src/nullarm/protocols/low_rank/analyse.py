@@ -6,16 +6,11 @@ from collections.abc import Iterator
 
 from nullarm.analysis import Analysis
 from nullarm.analysis import analyse as judge
-from nullarm.bench.judging import SessionJudgement, judge_session
-from nullarm.bench.runs import runs_of
-from nullarm.bench.settings import BenchSettings
 from nullarm.protocols.low_rank.parameters import LowRankParameters
-from nullarm.protocols.low_rank.planning import timed
-from nullarm.protocols.low_rank.tables import EVALUATE, MEASURE, RUNS, TREATMENT
+from nullarm.protocols.low_rank.sessions import TimingSession, timing_sessions
+from nullarm.protocols.low_rank.tables import EVALUATE, TREATMENT
 from nullarm.stats.verdict import Verdict
-from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
-from nullarm.study.plan import Cell
 from nullarm.study.spec import Contrast
 
 
@@ -25,32 +20,12 @@ def analyse(store: StudyStore) -> Analysis:
     Raises:
         IntegrityError: An artefact is not what its hash says.
     """
-    judged = dict(sessions(store))
-    extra = {"sessions": {name: session.to_json() for name, session in judged.items()}}
-    return judge(store, (EVALUATE,), extra, withheld=dict(_withheld(store, judged)))
+    held = timing_sessions(store)
+    extra = {"sessions": {session.name: session.judgement.to_json() for session in held}}
+    return judge(store, (EVALUATE,), extra, withheld=dict(_withheld(store, held)))
 
 
-def sessions(store: StudyStore) -> Iterator[tuple[str, SessionJudgement]]:
-    """The timing sessions that are there, each under the name of its contrast, those of other seeds with a number."""
-    for contrast in timed(store.lock.study):
-        cells = [cell for cell in store.plan if cell.stage == MEASURE and cell.slice == contrast.name]
-        for cell in cells:
-            if finished := store.finished(cell.id):
-                name = contrast.name if len(cells) == 1 else f"{contrast.name}, seed {cell.seed}"
-                yield name, session_of(store, contrast, cell, finished)
-
-
-def session_of(store: StudyStore, contrast: Contrast, cell: Cell, finished: FinishedCell) -> SessionJudgement:
-    """A session by itself: its verdict, its A/A, its positive control, and whether it was disturbed."""
-    declared = store.lock.study.analysis
-    return judge_session(
-        runs_of(finished.table(RUNS)), alpha=declared.alpha, seed=declared.seed,
-        margin=declared.margin if contrast.margin is None else contrast.margin,
-        settings=BenchSettings.model_validate(cell.parameters["bench"]),
-    )  # fmt: skip
-
-
-def _withheld(store: StudyStore, judged: dict[str, SessionJudgement]) -> Iterator[tuple[str, tuple[Verdict, str]]]:
+def _withheld(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[str, tuple[Verdict, str]]]:
     weights = _weights(store)
     arms = LowRankParameters.model_validate(store.lock.study.parameters).compression
     for contrast in store.lock.study.analysis.contrasts:
@@ -58,8 +33,8 @@ def _withheld(store: StudyStore, judged: dict[str, SessionJudgement]) -> Iterato
         decoded_alike = arms[contrast.treatment].speculation == arms[contrast.control].speculation
         if treated and treated == control and (decoded_alike or contrast.test != "paired_blocks"):
             yield contrast.name, (Verdict.NO_OP, _same(contrast, treated))
-        elif bad := [s for s in _of_contrast(contrast, judged) if s.verdict is Verdict.INVALID]:
-            yield contrast.name, (Verdict.INVALID, " ".join(bad[0].reasons))
+        elif reasons := _disturbed(contrast, held):
+            yield contrast.name, (Verdict.INVALID, " ".join(reasons))
 
 
 def _weights(store: StudyStore) -> dict[str, dict[int, set[str]]]:
@@ -72,8 +47,10 @@ def _weights(store: StudyStore) -> dict[str, dict[int, set[str]]]:
     return found
 
 
-def _of_contrast(contrast: Contrast, judged: dict[str, SessionJudgement]) -> list[SessionJudgement]:
-    return [session for name, session in judged.items() if name.partition(", seed ")[0] == contrast.name]
+def _disturbed(contrast: Contrast, held: list[TimingSession]) -> tuple[str, ...]:
+    """Why a session that was held for a contrast can carry no verdict; empty where all of them can."""
+    judged = [session.judgement for session in held if session.contrast == contrast]
+    return next((one.reasons for one in judged if one.verdict is Verdict.INVALID), ())
 
 
 def _same(contrast: Contrast, weights: dict[int, set[str]]) -> str:

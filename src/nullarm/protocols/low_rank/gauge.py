@@ -21,7 +21,7 @@ a geometric mean of 1 none is left: g = 1 to the bit, the arm is inert, and its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -76,14 +76,14 @@ class GaugeFit:
     moved: float
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and lists, to the bit."""
-        return {**asdict(self), "g": self.g.tolist(), "history": list(self.history)}
+        """Numbers and lists, to the bit: `g`, `energy` (E at g = 1 and after each iteration), `moved`."""
+        return {"g": self.g.tolist(), "energy": list(self.history), "moved": self.moved}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GaugeFit:
         """What `to_json` was made of, on the CPU."""
-        g = torch.tensor(data["g"], dtype=torch.float64)
-        return cls(g, tuple(data["history"]), data["iterations"], data["moved"])
+        energy = tuple(data["energy"])
+        return cls(torch.tensor(data["g"], dtype=torch.float64), energy, len(energy) - 1, data["moved"])
 
 
 def role_of(slots: Sequence[str]) -> Role:

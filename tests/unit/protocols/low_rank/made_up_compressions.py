@@ -129,7 +129,7 @@ def _compression(writer: CellWriter, cell: Cell) -> dict[str, Any]:
     writer.table_artefact(GROUPS, pa.Table.from_pylist(rows))
     history: dict[str, Any] = {}
     if said["gauge"]:
-        history["gauge"] = {"energy": [2.0], "moved": 0.0, "g": [1.0]}
+        history["gauge"] = {"history": [2.0], "iterations": 0, "moved": 0.0, "g": [1.0]}
     if said["online"]:
         history["online"] = [
             {"block": block, "layer": layer, "slots": "q+k+v", "rate": 1.0, "drift": 0.1 * block + layer, "turned": 0.0}
