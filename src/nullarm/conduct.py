@@ -64,7 +64,20 @@ def prepare(study: str | Study, *, overrides: Sequence[str] = (), profile: str |
         study = load_study(path, data=data, overrides=overrides, profile=profile, check=_check_parameters)
     protocol = find_protocol(study.protocol)
     plan = protocol.plan(study)
+    _refuse_untimed(study, plan)
     return Prepared(study, protocol, plan, protocol.design(study, plan), not_carried)
+
+
+def _refuse_untimed(study: Study, plan: Plan) -> None:
+    """Refuse a contrast over blocks in a study whose protocol holds no timing session for it."""
+    held = {cell.slice for cell in plan if cell.exclusive}
+    for contrast in study.analysis.contrasts:
+        if contrast.test == "paired_blocks" and contrast.name not in held:
+            raise StudyError(
+                f"contrast {contrast.name!r} is over blocks, and protocol {study.protocol} holds no timing sessions",
+                value=contrast.test, valid="paired_t, paired_items, within_seed_randomisation",
+                next_command="change its `test`",
+            )  # fmt: skip
 
 
 def refuse_design(prepared: Prepared) -> None:

@@ -56,6 +56,8 @@ class BenchSettings(Strict):
     """What is continued."""
     tokens: int = Field(default=64, ge=2)
     """Tokens decoded in a run."""
+    compile: bool = False
+    """Run each step of decoding as one CUDA graph; on a GPU only, and an error where a model's step cannot be one."""
     retries: int = Field(default=2, ge=0, le=20)
     """How often a contaminated block is run again."""
     warmup_max_runs: int = Field(default=30, ge=1, le=1000)

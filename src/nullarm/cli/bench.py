@@ -34,6 +34,7 @@ _ALPHA = click.FloatRange(0, 0.5, min_open=True, max_open=True)
 @click.option("--slowdown", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Share of time that the slowed control takes more.")  # fmt: skip
 @click.option("--procedure", type=click.Choice(["abba", "blocked", "fresh_process"]), help="Order of the runs.")
+@click.option("--compile", is_flag=True, default=None, help="Run each step as one CUDA graph; on a GPU only.")
 @click.option("--margin", type=_ABOVE_0, default=0.005, show_default=True,
               help="Smallest log ratio that matters; 0.005 is half a per cent.")  # fmt: skip
 @click.option("--alpha", type=_ALPHA, default=0.05, show_default=True, help="Level of the tests.")
@@ -50,7 +51,7 @@ def run(
     """Time TREATMENT against CONTROL in one session.
 
     Each is a model reference, a directory of a compressed model, or STUDY_DIR:ARM of a low_rank study. What is left
-    out of --prompt, --tokens, --blocks, --slowdown and --procedure is as in a study.
+    out of --prompt, --tokens, --blocks, --slowdown, --procedure and --compile is as in a study.
     """
     from nullarm.bench.settings import BenchSettings
     from nullarm.protocols.low_rank.side_by_side import side_by_side

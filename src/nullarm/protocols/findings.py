@@ -95,6 +95,7 @@ def _interval_plot(store: StudyStore, title: str, x_label: str, findings: Sequen
             interval=(f.judgement.interval.low, f.judgement.interval.high) if f.judgement.interval else None,
             verdict=f.judgement.verdict.value,
             cells=f.cells,
+            level=f.judgement.interval.level if f.judgement.interval else None,
         )
         for f in findings
     )

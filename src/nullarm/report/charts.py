@@ -149,6 +149,8 @@ class IntervalRow:
     verdict: str = ""
     """Colours the row and stands beside its label."""
     cells: tuple[str, ...] = ()
+    level: float | None = None
+    """Confidence level of `interval`, where it is not the plot's."""
 
 
 @dataclass(frozen=True, slots=True)

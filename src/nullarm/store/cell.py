@@ -79,17 +79,19 @@ class CellWriter:
         """
         return decode_table(self._chunk(key, "parquet", lambda: encode_table(make())))
 
-    def bytes_chunk(self, key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
-        """The chunk `key` as a file of another kind (tensors, say): read back when it is committed, else made.
+    def scratch_chunk(self, key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
+        """The chunk `key` as a large file (tensors, say) that an artefact will hold in the end: gone with the commit.
+
+        Read back when it is there and whole, made and committed when it is not.
 
         Raises:
             LeaseLost: A later attempt owns the cell.
         """
-        return self._chunk(key, suffix, make)
+        return self._chunk(key, suffix, make, self.paths.scratch)
 
     def has_chunk(self, key: str) -> bool:
         """Whether the chunk is committed and whole."""
-        return any(_intact(path) for path in self._candidates(key))
+        return any(_intact(path) for path in self._candidates(key, self.paths.chunks))
 
     def table_artefact(self, name: str, table: pa.Table) -> None:
         """Hand on a table."""
@@ -159,8 +161,9 @@ class CellWriter:
         if read_record(self.paths) is not None:
             raise LeaseLost(f"cell {self.paths.root.name} is finished; its record stays as it is")
 
-    def _chunk(self, key: str, suffix: str, make: Callable[[], bytes]) -> bytes:
-        for path in self._candidates(key):
+    def _chunk(self, key: str, suffix: str, make: Callable[[], bytes], directory: Path | None = None) -> bytes:
+        directory = directory or self.paths.chunks
+        for path in self._candidates(key, directory):
             if _intact(path):
                 return path.read_bytes()
             with fenced(self.paths, self.attempt):
@@ -170,11 +173,11 @@ class CellWriter:
         data = make()
         name = f"{key}-{sha256_bytes(data)[:HASH_LENGTH]}.{suffix}"
         with fenced(self.paths, self.attempt):
-            write_bytes(self.paths.chunks / name, data)
+            write_bytes(directory / name, data)
         return data
 
-    def _candidates(self, key: str) -> list[Path]:
-        return sorted(p for p in self.paths.chunks.iterdir() if p.name.rpartition("-")[0] == key)
+    def _candidates(self, key: str, directory: Path) -> list[Path]:
+        return sorted(p for p in directory.iterdir() if p.name.rpartition("-")[0] == key)
 
     def _bytes_artefact(self, name: str, suffix: str, data: bytes) -> None:
         digest = sha256_bytes(data)

@@ -34,7 +34,7 @@ def _withheld(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[st
         if treated and treated == control and (decoded_alike or contrast.test != "paired_blocks"):
             yield contrast.name, (Verdict.NO_OP, _same(contrast, treated))
         elif reasons := _disturbed(contrast, held):
-            yield contrast.name, (Verdict.INVALID, " ".join(reasons))
+            yield contrast.name, (Verdict.INVALID, f"{reasons[0]} {'; '.join(reasons[1:])}".strip())
 
 
 def _weights(store: StudyStore) -> dict[str, dict[int, set[str]]]:

@@ -12,7 +12,7 @@ from nullarm.models.facts import parameter_count
 from nullarm.models.texts.factory import make_text
 from nullarm.protocols.low_rank.parameters import LowRankParameters, Speculation, Sweep
 from nullarm.protocols.low_rank.sizes import BYTES, Sizes
-from nullarm.protocols.low_rank.slots import INPUTS, Group, groups
+from nullarm.protocols.low_rank.slots import INPUTS, SLOTS, Group, groups
 from nullarm.sites.devices import Device
 from nullarm.study.plan import Estimate
 
@@ -38,9 +38,9 @@ class Estimates:
     parameters: LowRankParameters
     device: Device
 
-    def spectra(self, sizes: Sizes) -> Estimate:
+    def spectra(self) -> Estimate:
         """One pass over the calibration text, two decompositions of each matrix."""
-        found = groups(self.parameters.model, sizes.slots, shared=False)
+        found = groups(self.parameters.model, SLOTS, shared=False)
         rows = sum(2 * group.max_rank for group in found)
         return self._of(self._calibrating(found) + 2 * self._decomposing(found), disk=rows * 10, statistics=found)
 

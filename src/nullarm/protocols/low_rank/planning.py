@@ -13,6 +13,7 @@ from nullarm.models.texts.factory import make_text
 from nullarm.protocols.low_rank.estimates import Estimates
 from nullarm.protocols.low_rank.parameters import LEFT_OUT, LowRankParameters, Speculation, Sweep
 from nullarm.protocols.low_rank.sizes import Sizes
+from nullarm.protocols.low_rank.slots import SLOTS
 from nullarm.protocols.low_rank.tables import COMPRESS, EVALUATE, MEASURE, SPECTRA, SPECULATE, SWEEP
 from nullarm.sites.devices import find_device
 from nullarm.study.identity import identifying
@@ -106,9 +107,9 @@ class _Planner:
     @cached_property
     def _spectra(self) -> Cell:
         return self._cell(
-            SPECTRA, self.study.seeds[0], {**self._calibration, "slots": list(self._sizes.slots)},
+            SPECTRA, self.study.seeds[0], {**self._calibration, "slots": list(SLOTS)},
             inputs=self._inputs, settings={"layers_at_once": self.parameters.layers_at_once},
-            estimate=self._estimates.spectra(self._sizes),
+            estimate=self._estimates.spectra(),
         )  # fmt: skip
 
     def _sweep(self, sweep: Sweep, method: dict[str, Any]) -> Cell:

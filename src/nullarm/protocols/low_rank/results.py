@@ -16,7 +16,7 @@ import numpy as np
 from nullarm.protocols.low_rank.parameters import LowRankParameters
 from nullarm.protocols.low_rank.perplexity.measures import Likelihood, interval
 from nullarm.protocols.low_rank.sessions import TimingSession, finished_cells
-from nullarm.protocols.low_rank.tables import EVALUATE, ITEMS, SPECULATE, TREATMENT
+from nullarm.protocols.low_rank.tables import COMPRESS, COSTS, EVALUATE, ITEMS, SPECULATE, TREATMENT
 from nullarm.stats.verdict import Interval
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
@@ -33,8 +33,8 @@ class ArmResult:
         replicate: From 1, of an arm that is drawn several times; else None.
         cell: Id of the evaluation.
         cells: That, and the compression it rests on.
-        bytes: Of all weights.
-        slot_bytes: Of the weights in slots that any arm compresses.
+        bytes: Of all weights; of an arm that speculates, with its drafter's factors, as for the next two.
+        slot_bytes: Of the matrices in the seven slots of all layers.
         kept: Those over the baseline's; None without a baseline.
         token_perplexity: Per token, as for the next two; None past the largest float.
         word_perplexity: Per word.
@@ -115,7 +115,9 @@ def speculations(store: StudyStore, held: Sequence[TimingSession]) -> list[Specu
     """The arms that speculate, in plan order, with the `timing_sessions` that were held."""
     speeds = _speeds(held)
     return [
-        SpeculationResult(str(cell.arm), cell, done.record.metrics, speeds.get((str(cell.arm), cell.seed)))
+        SpeculationResult(
+            str(cell.arm), cell, {**done.record.metrics, **done.json(COSTS)}, speeds.get((str(cell.arm), cell.seed))
+        )
         for cell, done in finished_cells(store, SPECULATE)
     ]
 
@@ -158,15 +160,26 @@ def _result(
 ) -> ArmResult:
     cell, metrics, treatment = one.cell, one.finished.record.metrics, one.treatment
     rise, rise_interval = _rise(store, one, baseline)
+    drafts = _drafter_bytes(store, cell)
+    slot_bytes = treatment["slot_bytes"] + drafts
     return ArmResult(
         arm=str(cell.arm), seed=cell.seed, replicate=cell.replicate, cell=cell.id,
-        cells=(cell.id, *cell.needs.values()), bytes=treatment["bytes"], slot_bytes=treatment["slot_bytes"],
-        kept=treatment["slot_bytes"] / baseline.treatment["slot_bytes"] if baseline else None,
+        cells=(cell.id, *cell.needs.values()), bytes=treatment["bytes"] + drafts, slot_bytes=slot_bytes,
+        kept=slot_bytes / baseline.treatment["slot_bytes"] if baseline else None,
         token_perplexity=metrics["token_perplexity"], word_perplexity=metrics["word_perplexity"],
         byte_perplexity=metrics["byte_perplexity"], perplexity_interval=_interval(store, one.rows),
         rise=rise, rise_interval=rise_interval, weights=treatment["weights"], logits=treatment["logits"],
         peak_memory_bytes=_whole(metrics.get("peak_memory_bytes")), speed=speed,
     )  # fmt: skip
+
+
+def _drafter_bytes(store: StudyStore, cell: Cell) -> int:
+    """Bytes of the factors that an arm holds beside the weights that it verifies with."""
+    speculation = LowRankParameters.model_validate(store.lock.study.parameters).compression[str(cell.arm)].speculation
+    if speculation is None:
+        return 0
+    made = {c.arm: done for c, done in finished_cells(store, COMPRESS) if c.seed == cell.seed}
+    return int(made[speculation.drafter].record.metrics["bytes"] or 0) if speculation.drafter in made else 0
 
 
 def _rise(store: StudyStore, one: _Evaluation, baseline: _Evaluation | None) -> tuple[float | None, Interval | None]:

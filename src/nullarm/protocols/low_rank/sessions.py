@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
+import numpy as np
+
+from nullarm.bench.blocks import judged
 from nullarm.bench.judging import SessionJudgement, judge_session
-from nullarm.bench.runs import Run, State, runs_of
+from nullarm.bench.runs import Arm, Run, State, runs_of
 from nullarm.bench.settings import BenchSettings
 from nullarm.protocols.low_rank.planning import timed
 from nullarm.protocols.low_rank.tables import MEASURE, RUNS
@@ -39,6 +43,17 @@ class TimingSession:
     def believed(self) -> bool:
         """Whether its numbers may be used; those of a contaminated session are kept in its judgement."""
         return self.judgement.session is not State.CONTAMINATED
+
+    @property
+    def medians(self) -> dict[str, float | None]:
+        """Of the runs that are judged, by arm: `control_tokens_per_s`, `control_prefill_s`, and the treatment's."""
+        timed = [run for run in judged(self.runs) if run.phase == "contrast"]
+        return {
+            f"{arm}_{what}": float(np.median(found)) if found else None
+            for arm in get_args(Arm)
+            for what in ("tokens_per_s", "prefill_s")
+            for found in [[getattr(run, what) for run in timed if run.arm == arm]]
+        }
 
     @property
     def ratio(self) -> float | None:

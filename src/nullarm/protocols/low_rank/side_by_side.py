@@ -51,12 +51,12 @@ def side_by_side(
     from nullarm.protocols.low_rank.timing import Subjects, runner
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    subjects = Subjects(arms, dtype, device, settings.prompt, settings.tokens, settings.slowdown, seed)
+    subjects = Subjects(arms, dtype, device, settings, seed)
     if subjects.same():
         return judge_same(margin=margin, alpha=alpha)
     runs: list[Run] = []
     with instruments(torch.device(device)) as looking:
-        session = Session(settings, runner(subjects, settings), looking, rng=np.random.default_rng(seed))
+        session = Session(settings, runner(subjects), looking, rng=np.random.default_rng(seed))
         for block in session.blocks(progress=tell):
             runs += block
     judged = judge_session(runs, margin=margin, alpha=alpha, settings=settings, seed=seed)

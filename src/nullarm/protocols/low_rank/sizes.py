@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from nullarm.protocols.low_rank.allocation.allocate import allocate
 from nullarm.protocols.low_rank.methods.settings import RoundToNearest
 from nullarm.protocols.low_rank.parameters import CompressionArm, LowRankParameters
-from nullarm.protocols.low_rank.slots import SLOTS, Group, groups
+from nullarm.protocols.low_rank.slots import Group, groups
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -24,13 +23,6 @@ class Sizes:
     """
 
     parameters: LowRankParameters
-
-    @cached_property
-    def slots(self) -> tuple[str, ...]:
-        """Slots that any arm or the sweep looks at, in the order of a layer; all where none does."""
-        asked = {slot for arm in self.parameters.compression.values() for slot in arm.slots}
-        asked |= set(self.parameters.sweep.slots if self.parameters.sweep else ())
-        return tuple(slot for slot in SLOTS if slot in asked) or SLOTS
 
     def groups(self, arm: CompressionArm) -> list[Group]:
         """The groups of matrices that an arm compresses, layer by layer.

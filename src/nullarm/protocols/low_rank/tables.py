@@ -31,7 +31,10 @@ bases were adapted, all of it is as it was afterwards.
 """
 
 HISTORY = "history"
-"""Artefact of stage `compress` where a gauge was fitted or a basis adapted: the steps, as JSON data."""
+"""Artefact of stage `compress` where a gauge was fitted or a basis adapted, JSON: `gauge` (`g`; `energy`, E at g = 1
+and after each iteration; `moved`, the largest |log g|); `online`, a row per block and group (`block`, `layer`, `slots`, `rate`,
+`drift`, `turned`).
+"""
 
 ITEMS = "items"
 """Artefact of stage `evaluate`: one row per window. Columns: `item` string; `cluster` string, its document; `tokens`,
@@ -47,6 +50,11 @@ TREATMENT = "treatment"
 ACCEPTANCE = "acceptance"
 """Artefact of stage `speculate`: one row per prompt × position in the draft: `prompt`, `position`, and the numbers of
 tokens `proposed` there, `judged` (no earlier one of the draft was refused) and `accepted`, int64.
+"""
+
+COSTS = "costs"
+"""Artefact of stage `speculate`, JSON, apart from the metrics because no two runs agree in it: `cost_ratio`, seconds
+of a drafted token over seconds of a verification, and `predicted_speed_up` at that ratio; null where none was drafted.
 """
 
 RUNS = "runs"

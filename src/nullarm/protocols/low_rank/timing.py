@@ -30,30 +30,30 @@ class Subjects:
         arms: `treatment` and `control`.
         dtype: Of models and factors.
         device: Where they run.
-        prompt: What is continued.
-        tokens: Of a run.
-        slowdown: Of the slowed control.
+        settings: Of the session: prompt, tokens, slowdown, whether steps are compiled.
         seed: Of drawn tokens.
     """
 
     arms: Mapping[str, TimedArm]
     dtype: str
     device: str
-    prompt: str
-    tokens: int
-    slowdown: float
+    settings: BenchSettings
     seed: int
 
     def all(self) -> dict[str, Subject]:
         """`treatment`, `control`, and `slowed`, which is the control made slower."""
         loaded = _Loaded(self)
         control = loaded.subject("control")
-        return {"treatment": loaded.subject("treatment"), "control": control, "slowed": Slowed(control, self.slowdown)}
+        return {
+            "treatment": loaded.subject("treatment"),
+            "control": control,
+            "slowed": Slowed(control, self.settings.slowdown),
+        }
 
     def one(self, arm: str) -> Subject:
         """One of them, loaded alone."""
         loaded = _Loaded(self)
-        return Slowed(loaded.subject("control"), self.slowdown) if arm == "slowed" else loaded.subject(arm)
+        return Slowed(loaded.subject("control"), self.settings.slowdown) if arm == "slowed" else loaded.subject(arm)
 
     def same(self) -> bool:
         """Whether both arms would run the same weights, to the same logits on the prompt, in the same way."""
@@ -76,7 +76,7 @@ class _Loaded:
         arm, wanted = self.wanted.arms[role], self.wanted
         model, prompt = self.model(arm), self.prompt(arm)
         if arm.speculation is None:
-            return GreedyDecoding(role, model, prompt, most=wanted.tokens)
+            return GreedyDecoding(role, model, prompt, most=wanted.settings.tokens, compile=wanted.settings.compile)
         drawn = rule(arm.speculation["temperature"], torch.Generator(model.device).manual_seed(wanted.seed))
         verifier, _ = self._base(arm)
         return SpeculativeDecoding(role, verifier, model, prompt, draft_length=arm.speculation["tokens"], rule=drawn)
@@ -93,7 +93,7 @@ class _Loaded:
     def prompt(self, arm: TimedArm) -> torch.Tensor:
         """The prompt in an arm's tokens, `[1, position]`."""
         model, tokenizer = self._base(arm)
-        return torch.tensor([tokenizer(self.wanted.prompt)["input_ids"]], device=model.device)
+        return torch.tensor([tokenizer(self.wanted.settings.prompt)["input_ids"]], device=model.device)
 
     def _base(self, arm: TimedArm) -> tuple[Any, Any]:
         if arm.model not in self.bases:
@@ -101,8 +101,9 @@ class _Loaded:
         return self.bases[arm.model]
 
 
-def runner(subjects: Subjects, settings: BenchSettings) -> Callable[[str], Timing]:
+def runner(subjects: Subjects) -> Callable[[str], Timing]:
     """What a session calls for a run: both arms resident, loaded at the first call, or each in a new process."""
+    settings = subjects.settings
     if settings.procedure == "fresh_process":
         return FreshProcess(subjects.one, settings.tokens)
     resident: dict[str, Subject] = {}

@@ -6,9 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from nullarm.bench.blocks import judged
 from nullarm.bench.runs import State
 from nullarm.bench.spread import SOURCE_CLEAN, SOURCE_CONTAMINATED, assess
 from nullarm.protocols.low_rank.results import ArmResult
@@ -68,11 +65,11 @@ def _line(measure: Measure, mine: Sequence[Check]) -> str:
     if not mine:
         return f"{measure}, {ALLOWED[measure]}: not checked, for nothing that may be believed was measured twice"
     worst = max(mine, key=lambda check: abs(check.found))
-    kept = sum(check.kept for check in mine)
-    how = "kept" if kept == len(mine) else "NOT KEPT"
+    broken = sum(not check.kept for check in mine)
+    told = f"NOT KEPT in {broken} of {len(mine)} comparisons" if broken else f"kept in all of {len(mine)} comparisons"
     form = {"throughput": "+.2%", "perplexity": ".1g", "variance ratio": ".3g"}[measure]
     return (
-        f"{measure}, {ALLOWED[measure]}: {how} in {kept} of {len(mine)} comparisons; "
+        f"{measure}, {ALLOWED[measure]}: {told}; "
         f"furthest off: {worst.compared}, {worst.found:{form}}"
     )
 
@@ -90,9 +87,9 @@ def _controls(sessions: Sequence[TimingSession]) -> Iterator[Check]:
     """A control that stood in several sessions."""
     medians: dict[str, dict[str, float]] = {}
     for session in sessions:
-        speeds = [r.tokens_per_s for r in judged(session.runs) if (r.phase, r.arm) == ("contrast", "control")]
-        if speeds:
-            medians.setdefault(session.contrast.control, {})[session.cell.id] = float(np.median(speeds))
+        speed = session.medians["control_tokens_per_s"]
+        if speed is not None:
+            medians.setdefault(session.contrast.control, {})[session.cell.id] = speed
     for control, found in medians.items():
         if len(found) > 1:
             apart = max(found.values()) / min(found.values()) - 1

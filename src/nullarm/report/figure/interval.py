@@ -78,7 +78,7 @@ def _hover_lines(chart: IntervalPlot, row: IntervalRow, citations: Citations) ->
         row.label,
         words(row.verdict),
         f"estimate {show_effect(row.estimate, decimals)}",
-        f"{show_percent(chart.level)} interval {show_interval(row.interval, decimals)}",
+        f"{show_percent(row.level or chart.level)} interval {show_interval(row.interval, decimals)}",
         citations.line(row.cells),
     )
     return [line for line in lines if line]

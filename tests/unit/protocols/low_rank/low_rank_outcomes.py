@@ -18,7 +18,8 @@ from low_rank_studies import BENCH, COMPRESS, SPECULATE, laid, low_rank_study, t
 
 from nullarm.bench.blocks import judged
 from nullarm.bench.runs import Phase, Run, State, run_table
-from nullarm.protocols.low_rank.tables import EVALUATE, ITEMS, MEASURE, RUNS, TREATMENT
+from nullarm.protocols.low_rank.tables import COMPRESS as COMPRESSION
+from nullarm.protocols.low_rank.tables import COSTS, EVALUATE, ITEMS, MEASURE, RUNS, TREATMENT
 from nullarm.protocols.low_rank.tables import SPECULATE as SPECULATION
 from nullarm.store.cell import Failure, write_failure
 from nullarm.store.lease import Leases
@@ -36,8 +37,9 @@ WEIGHTS = {"baseline": "a" * 64, "compress": "b" * 64, "mcr": "c" * 64, "spec": 
 PROVENANCE = {"python": "3.11.7", "packages": {"torch": "2.13.0"}, "system": "Linux", "host": "vm", "gpus": []}
 SPECULATED = {
     "prompts": 3, "prompts_equal_to_greedy": 3, "acceptance": 0.75, "alpha": 0.875, "tokens_per_round": 3.25,
-    "drafted_tokens": 20, "verifier_tokens": 7, "cost_ratio": 0.5, "predicted_speed_up": 1.125,
+    "drafted_tokens": 20, "verifier_tokens": 7,
 }  # fmt: skip
+SPECULATION_COSTS = {"cost_ratio": 0.5, "predicted_speed_up": 1.125}
 
 
 def outcome_store(
@@ -113,17 +115,19 @@ def finish(
     metrics: dict[str, float | int | None] = {}
     if cell.stage == EVALUATE:
         writer.table_artefact(ITEMS, _items(nll[arm]))
-        treatment = {"weights": weights[arm], "logits": "d" * 64, "decoding": "greedy"}
+        treatment = {"weights": weights[arm], "logits": "d" * 64}
         writer.json_artefact(TREATMENT, {**treatment, "bytes": 5000, "slot_bytes": BYTES[arm]})
         metrics = {f"{unit}_perplexity": exp(nll[arm]) for unit in ("token", "word", "byte")}
         metrics |= {"bytes": 5000, "slot_bytes": BYTES[arm], "peak_memory_bytes": None}
+    elif cell.stage == COMPRESSION:
+        metrics = {"bytes": BYTES[arm], "groups": 3}
     elif cell.stage == SPECULATION:
         metrics = dict(SPECULATED)
+        writer.json_artefact(COSTS, SPECULATION_COSTS)
     elif cell.stage == MEASURE:
         told = list(runs or session())
         writer.table_artefact(RUNS, run_table(told))
         writer.table_artefact(BLOCKS, _blocks(told))
-        metrics = {"runs": len(told)}
     writer.paths.log.write_text(printed, encoding="utf-8")
     writer.commit(metrics, outcome=outcome, reason=reason, seconds=1.0, provenance=provenance)
     assert store.observe(cell.id) is not None

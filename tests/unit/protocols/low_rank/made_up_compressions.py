@@ -19,6 +19,7 @@ from nullarm.bench.session import Session
 from nullarm.bench.settings import BenchSettings
 from nullarm.protocols.low_rank.tables import (
     ACCEPTANCE,
+    COSTS,
     ERRORS,
     EVALUATE,
     GROUPS,
@@ -107,7 +108,7 @@ def _evaluation(writer: CellWriter, cell: Cell, rise: float) -> dict[str, Any]:
     writer.table_artefact(ITEMS, pa.Table.from_pylist(rows))
     slot_bytes = SLOT_BYTES.get(str(cell.arm), 500)
     same = f"{int(1000 * RISES[str(cell.arm)]):04d}" * 16
-    treatment = {"weights": same, "logits": same, "decoding": "greedy", "bytes": 2000, "slot_bytes": slot_bytes}
+    treatment = {"weights": same, "logits": same, "bytes": 2000, "slot_bytes": slot_bytes}
     writer.json_artefact(TREATMENT, treatment)
     ppl = {
         f"{unit}_perplexity": float(np.exp((LEVEL + rise) * 10 / size))
@@ -129,7 +130,7 @@ def _compression(writer: CellWriter, cell: Cell) -> dict[str, Any]:
     writer.table_artefact(GROUPS, pa.Table.from_pylist(rows))
     history: dict[str, Any] = {}
     if said["gauge"]:
-        history["gauge"] = {"history": [2.0], "iterations": 0, "moved": 0.0, "g": [1.0]}
+        history["gauge"] = {"energy": [2.0], "moved": 0.0, "g": [1.0]}
     if said["online"]:
         history["online"] = [
             {"block": block, "layer": layer, "slots": "q+k+v", "rate": 1.0, "drift": 0.1 * block + layer, "turned": 0.0}
@@ -180,9 +181,10 @@ def _speculation(writer: CellWriter, cell: Cell) -> dict[str, Any]:
         for position in (1, 2, 3)
     ]
     writer.table_artefact(ACCEPTANCE, pa.Table.from_pylist(rows))
+    writer.json_artefact(COSTS, {"cost_ratio": 0.5, "predicted_speed_up": 1.125})
     return {
         "prompts": 3, "prompts_equal_to_greedy": 2, "acceptance": 0.5, "alpha": 0.75, "tokens_per_round": 2.5,
-        "drafted_tokens": 12, "verifier_tokens": 15, "cost_ratio": 0.5, "predicted_speed_up": 1.125,
+        "drafted_tokens": 12, "verifier_tokens": 15,
     }  # fmt: skip
 
 

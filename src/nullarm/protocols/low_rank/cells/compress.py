@@ -39,7 +39,7 @@ def run(context: CellContext) -> CellResult:
     history: dict[str, Any] = {}
     for block in work.blocks():
         go_on(context, f"layers {block.layers[0]} to {block.layers[-1]}")
-        made = writer.bytes_chunk(f"factors-{block.number:04d}", "safetensors", partial(_encoded, block))
+        made = writer.scratch_chunk(f"factors-{block.number:04d}", "safetensors", partial(_encoded, block))
         compressed |= from_bytes(made)
         if work.online is None:
             rows += _rows(context, block, compressed)

@@ -189,10 +189,10 @@ class Block:
     def _row(self, group: Group, made: Factors | Rounded) -> dict[str, Any]:
         weights = self.work.weights(group)
         device = weights[0].device
+        basis: Tensor | None
+        factors: tuple[Tensor, ...]
         if isinstance(made, Rounded):
-            # A matrix is the product of itself and the identity of its inputs.
-            basis = torch.eye(group.in_features, device=device)
-            factors: tuple[Tensor, ...] = (made.weight(torch.float32).to(device),)
+            basis, factors = None, (made.weight(torch.float32).to(device),)
         else:
             basis, factors = made.basis.to(device), tuple(factor.to(device) for factor in made.weights)
         ranked = isinstance(made, Factors)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from nullarm.bench.blocks import judged
-from nullarm.bench.fresh import FreshProcess
 from nullarm.bench.instruments import instruments
 from nullarm.bench.runs import Run, run_table, runs_of
 from nullarm.bench.session import Session
@@ -19,7 +17,7 @@ from nullarm.protocols.base import CellContext, CellResult
 from nullarm.protocols.low_rank.cells.reading import device
 from nullarm.protocols.low_rank.tables import FACTORS, RUNS
 from nullarm.protocols.low_rank.timed_arm import TimedArm
-from nullarm.protocols.low_rank.timing import Subjects
+from nullarm.protocols.low_rank.timing import Subjects, runner
 from nullarm.stats.throughput import block_scores
 from nullarm.store.tables import BLOCKS
 
@@ -35,13 +33,15 @@ def run(context: CellContext) -> CellResult:
     settings = BenchSettings.model_validate(context.cell.parameters["bench"])
     done = _committed(context)
     with instruments(torch.device(device())) as looking:
-        session = Session(settings, _runner(context, settings), looking, rng=np.random.default_rng(context.cell.seed))
+        session = Session(
+            settings, runner(_subjects(context, settings)), looking, rng=np.random.default_rng(context.cell.seed)
+        )
         for runs in session.blocks(done, should_stop=context.should_stop, progress=context.progress):
             context.writer.table_chunk(_key(len(done)), partial(run_table, runs))
             done += runs
     context.writer.table_artefact(RUNS, run_table(done))
     context.writer.table_artefact(BLOCKS, _blocks(done, settings))
-    return CellResult(_metrics(done))
+    return CellResult({})  # whatever is counted here, no two sessions agree in it
 
 
 def _committed(context: CellContext) -> list[Run]:
@@ -56,22 +56,11 @@ def _key(runs_before: int) -> str:
     return f"runs-{runs_before:05d}"
 
 
-def _runner(context: CellContext, settings: BenchSettings) -> Any:
-    """What the session calls for a run; the models are loaded when the first is asked for."""
-    subjects = Subjects(
+def _subjects(context: CellContext, settings: BenchSettings) -> Subjects:
+    return Subjects(
         {role: _arm(context, role) for role in ("treatment", "control")}, dtype=context.cell.parameters["dtype"],
-        device=device(), prompt=settings.prompt, tokens=settings.tokens, slowdown=settings.slowdown,
-        seed=context.cell.seed,
+        device=device(), settings=settings, seed=context.cell.seed,
     )  # fmt: skip
-    if settings.procedure == "fresh_process":
-        return FreshProcess(subjects.one, settings.tokens)
-    loaded: dict[str, Any] = {}
-
-    def resident(arm: str) -> Any:
-        loaded.update({} if loaded else subjects.all())
-        return loaded[arm].run(settings.tokens)
-
-    return resident
 
 
 def _arm(context: CellContext, role: str) -> TimedArm:
@@ -93,17 +82,3 @@ def _blocks(runs: list[Run], settings: BenchSettings) -> pa.Table:
         for arm, mine in speeds.items()
     }
     return pa.table({"item": pa.array(names, pa.string()), **scores})
-
-
-def _metrics(runs: list[Run]) -> dict[str, float | int | None]:
-    timed = [run for run in judged(runs) if run.phase == "contrast"]
-    of_arms = {arm: [run for run in timed if run.arm == arm] for arm in ("treatment", "control")}
-    return {
-        "runs": len(runs),
-        **{f"{arm}_tokens_per_s": _median([r.tokens_per_s for r in mine]) for arm, mine in of_arms.items()},
-        **{f"{arm}_prefill_s": _median([r.prefill_s for r in mine]) for arm, mine in of_arms.items()},
-    }
-
-
-def _median(values: list[float]) -> float | None:
-    return float(np.median(values)) if values else None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullarm.errors import DatasetError, Preempted
+from nullarm.errors import DatasetError, ModelError, Preempted
 from nullarm.models.load import load_causal_lm
 from nullarm.models.texts.factory import make_text
 from nullarm.protocols.base import CellContext
@@ -26,9 +26,17 @@ def model_of(context: CellContext) -> tuple[Any, Any]:
     """The study's model as it is loaded, and its tokeniser.
 
     Raises:
-        ModelError: The model is missing or unreadable.
+        ModelError: The model is missing or unreadable, or the study's windows are longer than its context.
     """
-    return load_causal_lm(context.cell.settings["model"], dtype=context.cell.parameters["dtype"], device=device())
+    asked = context.cell.parameters
+    model, tokenizer = load_causal_lm(context.cell.settings["model"], dtype=asked["dtype"], device=device())
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and asked.get("window", 0) > most:
+        raise ModelError(
+            "a window is longer than the model's context", value=asked["window"], valid=f"up to {most}",
+            next_command="lower parameters.window",
+        )  # fmt: skip
+    return model, tokenizer
 
 
 def calibration_batches(context: CellContext, tokenizer: Any) -> list[Tensor]:

@@ -20,7 +20,7 @@ from nullarm.protocols.low_rank.factored.install import install
 from nullarm.protocols.low_rank.speculation.decoder import speculate
 from nullarm.protocols.low_rank.speculation.rejection import rule
 from nullarm.protocols.low_rank.speculation.result import Round, Speculation, pooled
-from nullarm.protocols.low_rank.tables import ACCEPTANCE, FACTORS
+from nullarm.protocols.low_rank.tables import ACCEPTANCE, COSTS, FACTORS
 from nullarm.protocols.low_rank.timing import twin
 
 PROMPTS_PER_CHUNK = 16
@@ -46,8 +46,11 @@ def run(context: CellContext) -> CellResult:
         written += context.writer.json_chunk(f"prompts-{start:05d}", made)
         context.progress(len(written), len(prompts), "prompts")
     found = [_speculation(one) for one in written]
+    total = pooled(found)
     context.writer.table_artefact(ACCEPTANCE, pa.Table.from_pylist(_rows(found)))
-    return CellResult(_metrics(pooled(found), written))
+    costs = {"cost_ratio": total.cost_ratio, "predicted_speed_up": total.predicted_speed_up}
+    context.writer.json_artefact(COSTS, costs)
+    return CellResult(_metrics(total, written))
 
 
 def _written(context: CellContext, verifier: Any, drafter: Any, prompts: dict[int, Tensor]) -> list[dict[str, Any]]:
@@ -111,6 +114,4 @@ def _metrics(total: Speculation, written: list[dict[str, Any]]) -> dict[str, flo
         "tokens_per_round": total.tokens_per_round,
         "drafted_tokens": sum(total.accepted),
         "verifier_tokens": total.verifier_tokens,
-        "cost_ratio": total.cost_ratio,
-        "predicted_speed_up": total.predicted_speed_up,
     }

@@ -55,7 +55,7 @@ def _gauges(gauges: Sequence[Made]) -> Table:
         title="Gauges",
         columns=("arm", "iterations", "E at g = 1", "E at the end", "largest |log g|"),
         rows=tuple(
-            (cell.arm, len(fit["history"]) - 1, fit["history"][0], fit["history"][-1], fit["moved"])
+            (cell.arm, len(fit["energy"]) - 1, fit["energy"][0], fit["energy"][-1], fit["moved"])
             for cell, fit in ((cell, history["gauge"]) for cell, history in gauges)
         ),
         cells=tuple((cell.id,) for cell, _ in gauges),
@@ -68,7 +68,7 @@ def _energies(gauges: Sequence[Made]) -> Plot:
     series = tuple(
         Series(
             name=str(cell.arm),
-            x=list(range(len(energy := history["gauge"]["history"]))),
+            x=list(range(len(energy := history["gauge"]["energy"]))),
             y=[value / energy[0] if energy[0] else None for value in energy],
             cells=((cell.id,),),
             style="line+points",

@@ -77,8 +77,9 @@ def _what_they_cost(results: Sequence[ArmResult], level: str) -> Table:
         columns=("arm", "bytes in slots", "share", "all bytes", "PPL", "low", "high", "ΔNLL", "ΔNLL low", "ΔNLL high"),
         rows=tuple(map(_cost, results)),
         cells=tuple(result.cells for result in results),
-        caption="Bytes in slots: of all matrices that any arm compresses, shared bases and scales counted. Share: of "
-        "the baseline's. PPL per token, over the whole evaluation text; ΔNLL against the baseline, nats a token, "
+        caption="Bytes in slots: of the matrices in all seven slots of every layer, shared bases and scales "
+        "counted; an arm that speculates has its drafter's factors as well. Share: of the baseline's. PPL per token, "
+        "over the whole evaluation text; ΔNLL against the baseline, nats a token, "
         f"paired; here each token counts alike, in a verdict each document. {level} bootstrap intervals over "
         "documents, which say nothing of the seed.",
     )

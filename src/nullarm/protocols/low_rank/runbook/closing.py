@@ -27,7 +27,7 @@ def closing_block(contents: Contents) -> list[str]:
         "LOW RANK" + (" (a smoke run: none of this is evidence)" if study.smoke else ""),
         *(["EXPLORATORY: the analysis was changed after cells had run"] if contents.analysis.exploratory else []),
         "",
-        f"arms (bytes kept in the compressed slots, PPL and tok/s ratio with {level}, hash of the weights)",
+        f"arms (bytes of the matrices in all layers, PPL and tok/s ratio with {level}, hash of the weights)",
         *(f"  {line}" for line in _aligned([_arm(contents, cell) for cell in contents.cells(EVALUATE)])),
         *_section("speculation", [_speculation(contents, cell) for cell in contents.cells(SPECULATE)]),
         *_section("timing sessions", [line for cell in contents.cells(MEASURE) for line in _session(contents, cell)]),

@@ -96,14 +96,12 @@ def _session(contents: Contents, cell: Cell) -> dict[str, Any]:
         **cell.settings["arms"],
         "seed": cell.seed,
         **_status(contents, cell, session),
-        **(_timed(contents, session) if session else {}),
+        **(_timed(session) if session else {}),
     }
 
 
-def _timed(contents: Contents, session: TimingSession) -> dict[str, Any]:
-    finished = contents.store.finished(session.cell.id)
-    medians = dict(finished.record.metrics) if finished else {}
-    return {"ratio": _ratio(session), "medians": medians, "judgement": session_judgement(session)}
+def _timed(session: TimingSession) -> dict[str, Any]:
+    return {"ratio": _ratio(session), "medians": session.medians, "judgement": session_judgement(session)}
 
 
 def _ratio(session: TimingSession) -> dict[str, Any]:
