@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -100,7 +100,8 @@ def analyse(
     store: StudyStore,
     stages: Sequence[str],
     extra: Mapping[str, Any] | None = None,
-    withheld: Mapping[str, tuple[Verdict, str]] = MappingProxyType({}),
+    given: Mapping[str, Judgement] = MappingProxyType({}),
+    blind: Mapping[str, str] = MappingProxyType({}),
 ) -> Analysis:
     """Judge the declared contrasts.
 
@@ -108,7 +109,8 @@ def analyse(
         store: The study directory.
         stages: Stages whose cells measure arms.
         extra: What the protocol adds.
-        withheld: Contrasts by name whose scores are not to be read, as the protocol knows: the verdict and why.
+        given: Judgements of contrasts, by name, whose scores are not to be read here: the protocol knows better.
+        blind: Why contrasts, by name, can show no null, whatever the numbers.
 
     Raises:
         StudyError: The declared metric is not among the measurements.
@@ -116,19 +118,24 @@ def analyse(
     study = store.lock.study
     cells = measured_cells(store, stages)
     if why_not := obstacle(store):
-        withheld = {c.name: (Verdict.INVALID, why_not) for c in study.analysis.contrasts}
+        given, blind = {c.name: withheld(study, c, Verdict.INVALID, why_not) for c in study.analysis.contrasts}, {}
     scores = None if why_not else _scores(cells, study)
     judged = [
-        withhold(c.name, *withheld[c.name], alpha=study.analysis.alpha, margin=_margin(study, c))
-        if c.name in withheld
+        given[c.name]
+        if c.name in given
         else _judge(study, c, _block_scores(store, c) if c.test == "paired_blocks" else scores)
         for c in study.analysis.contrasts
     ]
     findings = tuple(
-        Finding(contrast, judgement, _rests_on(contrast, cells, store))
+        Finding(contrast, _seen(judgement, blind), _rests_on(contrast, cells, store))
         for contrast, judgement in zip(study.analysis.contrasts, apply_holm(judged), strict=True)
     )
     return Analysis(findings, store.lock.exploratory, analysis_hash(study), dict(extra or {}))
+
+
+def withheld(study: Study, contrast: Contrast, verdict: Verdict, reason: str) -> Judgement:
+    """A judgement of a contrast whose scores are not to be read."""
+    return withhold(contrast.name, verdict, reason, alpha=study.analysis.alpha, margin=_margin(study, contrast))
 
 
 def obstacle(store: StudyStore) -> str | None:
@@ -206,6 +213,13 @@ def _scores(cells: Sequence[Measured], study: Study) -> LongScores:
         score=_column(tables, metric),
         cluster=_clusters(tables),
     )
+
+
+def _seen(judgement: Judgement, blind: Mapping[str, str]) -> Judgement:
+    """The judgement; a null that could not have been anything else is none."""
+    if judgement.verdict is not Verdict.EQUIVALENT or judgement.name not in blind:
+        return judgement
+    return replace(judgement, verdict=Verdict.INVALID, reason=f"No null may be claimed: {blind[judgement.name]}.")
 
 
 def _sessions(store: StudyStore, contrast: Contrast) -> list[Measured]:

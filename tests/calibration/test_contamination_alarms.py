@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulated_studies import STUDIES, at_most
 
+from nullarm.bench.judging import SessionJudgement, judge_session
 from nullarm.bench.runs import State
+from nullarm.bench.session import Session
+from nullarm.bench.settings import BenchSettings
 from nullarm.bench.spread import assess
+from nullarm.bench.subjects import Timing
 from nullarm.stats.contamination import compare_spread
+from nullarm.stats.verdict import Verdict
+from support.machines import QUIET, SimulatedMachine, Trouble
 
 
 def alarms(
@@ -47,3 +56,41 @@ def test_disturbed_sessions_are_caught() -> None:
     found = alarms(10, disturbed=2.0)
     assert found[State.CONTAMINATED] >= 0.7
     assert found[State.CLEAN] <= 0.05
+
+
+SESSIONS = 200
+"""As many as the promise names: of idle ones, at most 5 % are called contaminated."""
+
+
+def session(seed: int, *, busy: float = 0.0) -> SessionJudgement:
+    """A session from its warm-up to its judgement, every other one on a GPU, each with noise of its own.
+
+    Sentinels scatter by 0.5 to 4 % and, one reading in fifty, by 20 %; runs by 0.1 to 2 %. `busy` is the share of runs
+    during which somebody else takes a core and a tenth of the speed.
+    """
+    rng = np.random.default_rng(seed)
+    load, scatter = rng.random(1000) < busy, rng.uniform(0.001, 0.02)
+    machine = SimulatedMachine(
+        rng, gpu=seed % 2 == 1, noise=rng.uniform(0.005, 0.04),
+        trouble=lambda run: Trouble(0.1, foreign_cpus=1.95) if load[run] else QUIET,
+    )  # fmt: skip
+
+    def run(arm: str) -> Timing:
+        timing, factor = machine.run(arm), np.exp(scatter * rng.normal()) * (1 + machine.trouble(machine.runs).slow)
+        return replace(timing, latencies_s=tuple(factor * seconds for seconds in timing.latencies_s))
+
+    runs = [run for block in Session(BenchSettings(), run, machine.instruments, rng=rng).blocks() for run in block]
+    return judge_session(runs, margin=0.005, seed=seed)
+
+
+def test_whole_sessions_on_an_idle_machine_are_believed() -> None:
+    counts = Counter(session(seed).session for seed in range(SESSIONS))
+    assert counts[State.CONTAMINATED] <= 0.05 * SESSIONS, counts
+    assert counts[State.SUSPECT] <= 0.10 * SESSIONS, counts
+
+
+def test_whole_sessions_on_a_loaded_machine_are_invalid() -> None:
+    for seed in range(20):
+        found = session(seed, busy=0.7)
+        assert (found.verdict, found.session) == (Verdict.INVALID, State.CONTAMINATED)
+        assert "foreign CPU load in" in found.reasons[1]

@@ -75,4 +75,5 @@ def living_workers(root: Path) -> list[psutil.Process] | None:
 
 def chunks(root: Path, kind: str, number: int) -> bool:
     """Whether so many chunks of a kind are committed, over all cells."""
-    return len(list(root.glob(f"cells/*/chunks/{kind}-*"))) >= number
+    places = ("chunks", "scratch")
+    return sum(len(list(root.glob(f"cells/*/{place}/{kind}-*"))) for place in places) >= number

@@ -11,7 +11,7 @@ import numpy as np
 from nullarm.bench.session import Instruments
 from nullarm.bench.subjects import Timing
 from nullarm.bench.telemetry import Watch
-from nullarm.bench.weather import GpuLook, Reading, Weather
+from nullarm.bench.weather import POWER_CAP, GpuLook, Reading, Weather
 
 RUNS = 68
 """Of a session with the settings' defaults; the drift is spread over them."""
@@ -38,6 +38,8 @@ class SimulatedMachine:
         gpu: Whether it has one, and it is measured on.
         trouble: What is wrong at the run of this number, from 0; −1 before the first.
         noise: Standard deviation of the sentinels' logarithm.
+        spikes: Share of their readings that are 20 % longer.
+        hungry: Subject that reaches the power cap of the GPU: clock and GEMM are 15 % slower until another one runs.
         speeds: Tokens per second by subject.
     """
 
@@ -48,9 +50,12 @@ class SimulatedMachine:
         gpu: bool = False,
         trouble: Callable[[int], Trouble] = lambda run: QUIET,
         noise: float = 0.02,
+        spikes: float = 1 / 50,
+        hungry: str | None = None,
         speeds: dict[str, float] | None = None,
     ) -> None:
-        self.rng, self.gpu, self.trouble, self.noise = rng, gpu, trouble, noise
+        self.rng, self.gpu, self.trouble, self.noise, self.spikes = rng, gpu, trouble, noise, spikes
+        self.hungry = hungry
         self.speeds = speeds or {"treatment": 40.0, "control": 40.0, "slowed": 40 / 1.05}
         self.runs, self.now, self.asked = -1, 0.0, list[str]()
 
@@ -60,22 +65,27 @@ class SimulatedMachine:
         return Instruments(self.sentinel, self.watch)
 
     def sentinel(self) -> Reading:
-        """Log-normal noise, now and then a spike of 20 %, a drift of 2 % over the session, and the trouble."""
+        """Log-normal noise, now and then a spike, a drift of 2 % over the session, the trouble and the power cap."""
         level = (1 + 0.02 * max(0, self.runs) / RUNS) * (1 + self.trouble(self.runs).slow)
-        gemm, copy = level * np.exp(self.noise * self.rng.normal(size=2)) * (1 + 0.2 * (self.rng.random(2) < 1 / 50))
-        return Reading(0.002 * gemm, 0.001 * copy)
+        spikes = 1 + 0.2 * (self.rng.random(2) < self.spikes)
+        gemm, copy = level * np.exp(self.noise * self.rng.normal(size=2)) * spikes
+        return Reading(0.002 * gemm * (1.15 if self._capped else 1), 0.001 * copy)
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
         """One run."""
         self.runs += 1
-        watch, trouble = Watch(), self.trouble(self.runs)
+        watch, trouble, capped = Watch(), self.trouble(self.runs), self._capped
         yield watch
         foreign = trouble.foreign_cpus + self.rng.uniform(0, 0.1)
-        gpu = GpuLook(
-            trouble.foreign_gpu_processes, self.rng.normal(1800, 10), 2600, trouble.throttle, 60, 250, 1 << 30
-        )
+        throttle = trouble.throttle | ({POWER_CAP} if capped or self._capped else set())
+        clock = self.rng.normal(1800, 10) * (0.85 if self._capped else 1)
+        gpu = GpuLook(trouble.foreign_gpu_processes, clock, 2600, throttle, 60, 250, 1 << 30)
         watch.weather = Weather(foreign, max(0, 2 - foreign), gpu if self.gpu else None)
+
+    @property
+    def _capped(self) -> bool:
+        return self.runs >= 0 and self.asked[-1:] == [self.hungry]
 
     def run(self, subject: str) -> Timing:
         """64 tokens."""

@@ -4,6 +4,10 @@ Nothing here is told what the run measured or on which arm: a rule that looked a
 effect, or make one. The usual level of the sentinels and the clock is the session's own, median and 1.4826 MAD of all
 readings so far but those of contaminated runs; what disturbs the whole session from its first moment on is found by
 telemetry or not at all.
+
+A GPU at its power cap lowers its clock by itself, and an arm that draws more power gets it there more often. So in a
+run that saw the cap, a low clock and a slow GEMM are neither held against it nor remembered as usual: its state would
+hang on the arm. The copy, other processes and every other throttling count as ever.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from nullarm.bench.weather import POWER_CAP, GpuLook, Reading, Weather
 _MAD_TO_SD = 1.4826
 
 Usual = Mapping[str, Sequence[float]]
-"""What was read so far in runs that are not contaminated: `gemm` and `copy` in seconds, `sm_clock` in MHz."""
+"""What was read so far in runs that are not contaminated: `gemm` and `copy` in seconds, `sm_clock` in MHz; of runs at
+the power cap only `copy`."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Judged:
 
     state: State
     reasons: tuple[str, ...] = ()
+
+
+def together(findings: Sequence[Judged]) -> Judged:
+    """The worst state among them, with every reason."""
+    return Judged(worst(f.state for f in findings), tuple(reason for f in findings for reason in f.reasons))
 
 
 _Finding = tuple[State, str]
@@ -46,18 +56,23 @@ def judge_run(before: Reading, after: Reading, weather: Weather, usual: Usual, l
         usual: Earlier readings of this session on this machine.
         limits: Thresholds, each documented where it is declared.
     """
-    findings = [*_sentinels(before, after, usual, limits), *_host(weather, limits)]
+    capped = weather.gpu is not None and weather.gpu.power_capped
+    findings = [*_sentinels(before, after, usual, limits, capped=capped), *_host(weather, limits)]
     if weather.gpu:
         findings += _gpu(weather.gpu, usual, limits)
     return Judged(worst(state for state, _ in findings), tuple(reason for _, reason in findings))
 
 
-def _sentinels(before: Reading, after: Reading, usual: Usual, limits: Thresholds) -> Iterator[_Finding]:
+def _sentinels(
+    before: Reading, after: Reading, usual: Usual, limits: Thresholds, *, capped: bool
+) -> Iterator[_Finding]:
     slow: list[str] = []
     for moment, reading in (("before", before), ("after", after)):
         for name, seconds in (("gemm", reading.gemm_s), ("copy", reading.copy_s)):
             if seconds is None:
                 yield State.SUSPECT, f"no sentinel: {name} failed {moment} the run"
+            elif capped and name == "gemm":
+                continue
             elif (excess := _excess(seconds, usual.get(name, ()), limits)) is not None:
                 slow.append(f"{name} {moment} +{excess:.0%}")
     if slow:
@@ -79,10 +94,10 @@ def _gpu(gpu: GpuLook, usual: Usual, limits: Thresholds) -> Iterator[_Finding]:
         yield State.SUSPECT, "silent GPU: NVML told nothing of other processes or throttling"
     if gpu.foreign_processes:
         yield State.CONTAMINATED, f"foreign GPU process: {gpu.foreign_processes}"
-    if slowing := sorted((gpu.throttle or frozenset()) - {POWER_CAP}):  # the arm's own work may reach the power cap
+    if slowing := sorted((gpu.throttle or frozenset()) - {POWER_CAP}):
         yield State.CONTAMINATED, f"throttled GPU: {', '.join(slowing)}"
     clocks = usual.get("sm_clock", ())
-    if clocks and gpu.sm_clock_mhz is not None:
+    if clocks and gpu.sm_clock_mhz is not None and not gpu.power_capped:
         drop = 1 - gpu.sm_clock_mhz / float(np.median(clocks))
         if drop > limits.clock_drop:
             yield State.SUSPECT, f"slow GPU clock: −{drop:.0%}"

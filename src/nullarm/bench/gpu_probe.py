@@ -27,15 +27,16 @@ class GpuProbe:
 
     Args:
         uuid: As NVML writes it, `GPU-…`.
+        ours: Processes of this session that are on it at a time, see `foreign`.
         nvml: The module `pynvml`, or one like it; imported when None.
     """
 
-    def __init__(self, uuid: str, *, nvml: Any = None) -> None:
+    def __init__(self, uuid: str, *, ours: int = 1, nvml: Any = None) -> None:
         if nvml is None:
             import pynvml  # type: ignore[import-untyped]
 
             nvml = pynvml
-        self._nvml, self._handle = nvml, None
+        self._nvml, self._handle, self._ours = nvml, None, ours
         with suppress(nvml.NVMLError):
             nvml.nvmlInit()
             self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -57,7 +58,7 @@ class GpuProbe:
         reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons)  # the name that every driver knows
         milliwatts, memory = ask(nvml.nvmlDeviceGetPowerUsage), ask(nvml.nvmlDeviceGetMemoryInfo)
         return GpuLook(
-            foreign_processes=None if processes is None else foreign({int(p.pid) for p in processes}),
+            foreign_processes=None if processes is None else foreign({int(p.pid) for p in processes}, self._ours),
             sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             memory_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
             throttle=None if reasons is None else frozenset(n for bit, n in THROTTLES.items() if reasons & bit),
@@ -75,13 +76,20 @@ class GpuProbe:
             return None
 
 
-def foreign(pids: set[int]) -> int:
+def foreign(pids: set[int], ours: int) -> int:
     """How many of the processes on the GPU are neither this one nor its children.
 
-    In a container NVML may name processes as the host does. None of them is then known as ours, although this process
-    is on the GPU; as many as we are must be us.
+    This process is on the GPU while it measures there. So when it is not among them, NVML names processes as the host
+    does and not as the container does, and which of them are ours cannot be told, only how many. Children are no
+    measure of that: most, such as the pool in which `torch.compile` compiles, are not on the GPU.
+
+    Args:
+        pids: As NVML names them.
+        ours: How many of them belong to this session where the names do not tell: this process, and the run's where
+            runs have processes of their own.
     """
-    if pids <= {os.getpid()}:
+    if os.getpid() not in pids:
+        return max(0, len(pids) - ours)
+    if len(pids) == 1:
         return 0
-    family = {os.getpid()} | {child.pid for child in psutil.Process().children(recursive=True)}
-    return len(pids - family) if pids & family else max(0, len(pids) - len(family))
+    return len(pids - {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))})

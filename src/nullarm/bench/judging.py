@@ -6,12 +6,16 @@
 | the control differs from itself (A/A, α = 0.01) | CONTAMINATED | INVALID |
 | only speeds are known, and one arm's spread too much for chance | CONTAMINATED | INVALID |
 | a session's arms spread unequally, by weather that looked clean | SUSPECT | as the numbers say |
-| the injected slowdown was not found | SUSPECT | as the numbers say, but INVALID for EQUIVALENT |
-| there was no A/A, or no positive control | SUSPECT | as the numbers say |
+| blind: no slowdown was injected, or it was not found | SUSPECT | as the numbers say, but INVALID for EQUIVALENT |
+| there was no A/A, or too few of its blocks are left to judge it | SUSPECT | as the numbers say |
+| many runs are suspect, by their weather or a warm-up that never got flat | SUSPECT | as the numbers say |
 
-INVALID keeps its numbers, and none of them is a null. A session that misses a slowdown that is there may still show a
-difference, never its absence. That the arms differ is never a reason against a session: A/A, weather and the positive
-control do not look at the treatment, and spread is compared after each arm's own speed is taken out.
+INVALID keeps its numbers, and none of them is a null. A blind session may still show a difference, never its absence.
+That the arms differ is never a reason against a session: A/A, weather and the positive control do not look at the
+treatment, and spread is compared after each arm's own speed is taken out.
+
+A bare CSV has no controls either. It is the source's form, judged as the source did with better tests: its EQUIVALENT
+says what those numbers show if they are believed.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ import numpy.typing as npt
 
 from nullarm.bench import contamination
 from nullarm.bench.blocks import judged
-from nullarm.bench.contamination import Judged
+from nullarm.bench.contamination import Judged, together
 from nullarm.bench.difference import SpeedDifference, nothing_left, nothing_to_time, over_blocks, over_runs
-from nullarm.bench.runs import Arm, Phase, Run, State, worst
+from nullarm.bench.runs import Arm, Phase, Run, State
 from nullarm.bench.settings import BenchSettings
 from nullarm.bench.spread import SpreadRule, assess
 from nullarm.stats.contamination import Spread, compare_spread
@@ -60,6 +64,14 @@ class SessionJudgement:
     again: SpeedDifference | None = None
     slowed: SpeedDifference | None = None
     drift: Drift | None = None
+
+    @property
+    def blind(self) -> bool:
+        """Whether no injected slowdown was found, because there was none or because it was missed.
+
+        A blind session shows no null. Timings whose session is not known (`judge_runs`) are always blind.
+        """
+        return not _found(self.slowed)
 
     @property
     def estimate(self) -> float | None:
@@ -153,9 +165,8 @@ def judge_session(
         *_control_findings(again, slowed, told.slowdown),
         *([_suspicion(assess(spread, "ours"))] if spread else []),
     ]
-    blind = slowed is not None and not _slower(slowed)
     return SessionJudgement(
-        *_conclusion(contrast, findings, blind=blind), contrast, spread, again, slowed, _drift(believed)
+        *_conclusion(contrast, findings, _blindness(slowed)), contrast, spread, again, slowed, _drift(believed)
     )
 
 
@@ -166,16 +177,16 @@ def judge_same(*, margin: float, alpha: float = 0.05) -> SessionJudgement:
 
 
 def _conclusion(
-    contrast: SpeedDifference, findings: Sequence[Judged], *, blind: bool = False
+    contrast: SpeedDifference, findings: Sequence[Judged], blindness: str | None = None
 ) -> tuple[Verdict, State, tuple[str, ...]]:
-    """Verdict, session and reasons; a `blind` session did not see a slowdown that was there."""
-    state = worst(finding.state for finding in findings)
+    """Verdict, session and reasons; `blindness` says why the session cannot show a null."""
+    session = together(findings)
     verdict, why = contrast.judgement.verdict, contrast.judgement.reason
-    if state is State.CONTAMINATED:
+    if session.state is State.CONTAMINATED:
         verdict, why = Verdict.INVALID, "The session is contaminated: its numbers show neither a difference nor a null."
-    elif blind and verdict is Verdict.EQUIVALENT:
-        verdict, why = Verdict.INVALID, "The session missed a slowdown that was there: it cannot show a null."
-    return verdict, state, (why, *(reason for finding in findings for reason in finding.reasons))
+    elif blindness and verdict is Verdict.EQUIVALENT:
+        verdict, why = Verdict.INVALID, f"The session {blindness}: it cannot show a null."
+    return verdict, session.state, (why, *session.reasons)
 
 
 def _control_findings(
@@ -183,17 +194,34 @@ def _control_findings(
 ) -> Iterator[Judged]:
     if again is None:
         yield Judged(State.SUSPECT, ("no A/A: the control was not run against itself",))
+    elif again.judgement.p is None:
+        yield Judged(State.SUSPECT, (f"A/A could not be judged: {again.judgement.reason}",))
     elif again.judgement.verdict is Verdict.DIFFERENT:
         yield Judged(State.CONTAMINATED, (f"A/A differs: the control against itself, {_shown(again)}",))
     if slowed is None:
         yield Judged(State.SUSPECT, ("no positive control: no slowdown was injected",))
-    elif not _slower(slowed):
+    elif slowed.judgement.p is None:
+        yield Judged(State.SUSPECT, (f"positive control could not be judged: {slowed.judgement.reason}",))
+    elif not _found(slowed):
         missed = f"the injected slowdown of {slowdown:.1%} was not found: the session is too noisy"
         yield Judged(State.SUSPECT, (f"positive control missed: {missed}, {_shown(slowed)}",))
 
 
-def _slower(slowed: SpeedDifference) -> bool:
-    return slowed.judgement.verdict is Verdict.DIFFERENT and slowed.estimate is not None and slowed.estimate < 0
+def _blindness(slowed: SpeedDifference | None) -> str | None:
+    """Why a session cannot show a null; None when it found its slowdown."""
+    if slowed is None:
+        return "had no positive control"
+    return None if _found(slowed) else "missed a slowdown that was there"
+
+
+def _found(slowed: SpeedDifference | None) -> bool:
+    """Whether the slowed control was found different, and slower."""
+    return (
+        slowed is not None
+        and slowed.judgement.verdict is Verdict.DIFFERENT
+        and slowed.estimate is not None
+        and slowed.estimate < 0
+    )
 
 
 def _suspicion(spread: Judged) -> Judged:

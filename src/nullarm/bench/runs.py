@@ -27,7 +27,7 @@ def worst(states: Iterable[State]) -> State:
     return max(states, key=list(State).index, default=State.CLEAN)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run.
 
@@ -42,7 +42,7 @@ class Run:
         decode_s: Seconds of decoding.
         tokens_per_s: Tokens per second of decoding.
         tokens: Tokens written.
-        state: From the weather alone, see `contamination`.
+        state: From the weather around it and how its process warmed up, see `contamination` and `warmup`.
         reasons: Why it is not CLEAN, joined by `"; "`.
         gemm_before: Sentinel before the run, in seconds; None when the sentinel failed, as for the next three.
         gemm_after: The same after it.
@@ -51,9 +51,11 @@ class Run:
         foreign_cpus: Cores used by others; None off Linux.
         foreign_gpu_processes: Compute processes on the GPU that are not ours; this and what follows None without one.
         sm_clock_mhz: Median clock of the multiprocessors.
+        memory_clock_mhz: Median clock of the memory.
         throttle: What held the clock back, joined by `", "`.
         temperature_c: Highest, in degrees Celsius.
         power_w: Mean, in watts.
+        memory_used_bytes: Most memory in use on the GPU, by whatever process.
         started_s: Seconds from the session's start; a session that is resumed goes on from its last run.
     """
 
@@ -73,11 +75,13 @@ class Run:
     copy_before: float | None
     copy_after: float | None
     foreign_cpus: float | None
-    foreign_gpu_processes: int | None
-    sm_clock_mhz: float | None
-    throttle: str | None
-    temperature_c: float | None
-    power_w: float | None
+    foreign_gpu_processes: int | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    throttle: str | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    memory_used_bytes: int | None = None
     started_s: float
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nullarm.bench.blocks import Block, due, schedule
-from nullarm.bench.contamination import judge_run
+from nullarm.bench.contamination import judge_run, together
 from nullarm.bench.runs import Arm, Run, State
 from nullarm.bench.settings import BenchSettings
 from nullarm.bench.subjects import Timing
 from nullarm.bench.telemetry import Watch
-from nullarm.bench.warmup import WarmUp, warm_up
+from nullarm.bench.warmup import WarmUp, assess, warm_up
 from nullarm.bench.weather import GpuLook, Reading
 from nullarm.errors import Preempted
 
@@ -117,7 +117,8 @@ class Session:
             timing = self._subject(block.subject(arm))
             after = self._read()
         weather, gpu = watch.weather, watch.weather.gpu or _NO_GPU
-        judged = judge_run(before, after, weather, self._usual, self._settings.thresholds)
+        around = judge_run(before, after, weather, self._usual, self._settings.thresholds)
+        judged = together([around, assess(self.warm_ups.values())])
         if judged.state is not State.CONTAMINATED:
             self._remember(before, after, gpu=gpu)
         return Run(
@@ -127,9 +128,10 @@ class Session:
             gemm_before=before.gemm_s, gemm_after=after.gemm_s,
             copy_before=before.copy_s, copy_after=after.copy_s,
             foreign_cpus=weather.foreign_cpus, foreign_gpu_processes=gpu.foreign_processes,
-            sm_clock_mhz=gpu.sm_clock_mhz,
+            sm_clock_mhz=gpu.sm_clock_mhz, memory_clock_mhz=gpu.memory_clock_mhz,
             throttle=None if gpu.throttle is None else ", ".join(sorted(gpu.throttle)),
-            temperature_c=gpu.temperature_c, power_w=gpu.power_w, started_s=started_s,
+            temperature_c=gpu.temperature_c, power_w=gpu.power_w, memory_used_bytes=gpu.memory_used_bytes,
+            started_s=started_s,
         )  # fmt: skip
 
     def _read(self) -> Reading:
@@ -142,5 +144,5 @@ class Session:
     def _remember(self, *readings: Reading, gpu: GpuLook = _NO_GPU) -> None:
         seen = [("gemm", reading.gemm_s) for reading in readings] + [("copy", reading.copy_s) for reading in readings]
         for name, value in (*seen, ("sm_clock", gpu.sm_clock_mhz)):
-            if value is not None:
+            if value is not None and (name == "copy" or not gpu.power_capped):
                 self._usual[name].append(value)

@@ -23,8 +23,9 @@ class Thresholds(Strict):
     foreign_cpus_suspect: float = Field(default=0.2, gt=0)
     """The same for SUSPECT, on a CPU."""
     clock_drop: float = Field(default=0.05, gt=0, lt=1)
-    """Share by which the SM clock may be below the session's median before a run is SUSPECT. Throttling for heat or by
-    the hardware's brakes, and any other process on the GPU, make it CONTAMINATED outright."""
+    """Share by which the SM clock may be below the session's median before a run is SUSPECT, unless the power cap
+    lowered it. Throttling for heat or by the hardware's brakes, and any other process on the GPU, make it CONTAMINATED
+    outright."""
     blocks_left: float = Field(default=0.1, ge=0, lt=1)
     """Share of blocks that may stay contaminated after their re-runs in a session that is only SUSPECT."""
     suspect_runs: float = Field(default=0.25, gt=0, le=1)
@@ -43,12 +44,12 @@ class BenchSettings(Strict):
     procedure: Literal["abba", "blocked", "fresh_process"] = "abba"
     """`abba`: both arms resident, blocks of four runs, ABBA or BAAB at random. `fresh_process`: the same, every run in
     a process of its own and without warm-up. `blocked`: the source's, one warm-up each, then four control and four
-    treated runs, nothing else; it has neither A/A blocks nor a positive control."""
+    treated runs, nothing else; it has neither A/A blocks nor a positive control, so it can show no null."""
     blocks: int = Field(default=10, ge=5, le=1000)
     """Blocks of treatment against control, two pairs each."""
-    again_blocks: int = Field(default=4, ge=1, le=1000)
+    again_blocks: int = Field(default=4, ge=2, le=1000)
     """Blocks of the control against itself (A/A)."""
-    slowed_blocks: int = Field(default=4, ge=1, le=1000)
+    slowed_blocks: int = Field(default=4, ge=2, le=1000)
     """Blocks of the slowed control against the control (positive control)."""
     slowdown: float = Field(default=0.05, gt=0, lt=1)
     """Share of time that the slowed control takes more for every token."""
@@ -61,6 +62,11 @@ class BenchSettings(Strict):
     retries: int = Field(default=2, ge=0, le=20)
     """How often a contaminated block is run again."""
     warmup_max_runs: int = Field(default=30, ge=1, le=1000)
-    """Runs of each arm after which warming up is given up."""
+    """Runs of each arm after which warming up is given up, and all runs are SUSPECT; below 6 nobody asks for it."""
     thresholds: Thresholds = Thresholds()
     """When a run is no longer believed."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of the session that are on the GPU at a time: its own, and that of a run where it has one."""
+        return 2 if self.procedure == "fresh_process" else 1

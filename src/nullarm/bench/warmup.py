@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+
+from nullarm.bench.contamination import Judged
+from nullarm.bench.runs import State
 
 WINDOW = 6
 """Last runs whose slope is looked at."""
@@ -57,3 +60,14 @@ def warm_up(run: Callable[[str], float], arms: Sequence[str], most: int) -> dict
         if all(is_flat(values) for values in seen.values()):
             break
     return {arm: WarmUp(tuple(v), is_flat(v) if most >= WINDOW else None) for arm, v in seen.items()}
+
+
+def assess(warm_ups: Iterable[WarmUp]) -> Judged:
+    """What the warm-up says of every run of its process, whichever arm: SUSPECT where an arm never got flat.
+
+    Not having asked is no reason. It is an arm's speed that did not settle, so one arm's trend counts for both.
+    """
+    restless = [len(warm.seconds_per_token) for warm in warm_ups if warm.flat is False]
+    if not restless:
+        return Judged(State.CLEAN)
+    return Judged(State.SUSPECT, (f"warm-up: never got flat in {max(restless)} runs",))

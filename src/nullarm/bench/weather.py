@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POWER_CAP = "power cap"
-"""The one reason to hold the clock back that is no disturbance."""
+"""The one reason to hold the clock back that is no disturbance: the timed arm itself may draw that much."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class GpuLook:
     def silent(self) -> bool:
         """Whether a cause of contamination could have gone unseen: no answer about processes or throttling."""
         return self.foreign_processes is None or self.throttle is None
+
+    @property
+    def power_capped(self) -> bool:
+        """Whether the power cap held the clock back."""
+        return POWER_CAP in (self.throttle or ())
 
 
 @dataclass(frozen=True)

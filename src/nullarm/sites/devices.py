@@ -7,7 +7,7 @@ a result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -22,6 +22,8 @@ class Device:
     name: str
     flops_per_s: float
     """Sustained in training, per cell at a time."""
+    fp64_flops_per_s: float
+    """Peak of float64, without tensor cores: what decompositions and their errors are computed in."""
     step_overhead_s: float
     """Time that a training step or an evaluated batch takes however small the model."""
     memory_bytes: int
@@ -29,16 +31,18 @@ class Device:
 
 
 _GIB = 1 << 30
+# float64: NVIDIA's data sheets (A100 9.7 TFLOP/s, H100 SXM and H200 34); Ada's chips have 1/64 of their fp32 rate
+# ("NVIDIA Ada GPU Architecture": RTX 4090 82.6, L40S 91.6 TFLOP/s); a CPU's vectors hold half as many numbers.
 DEVICES = {
     device.name: device
     for device in (
-        Device("cpu", 3e10, 0.012, 0, 0.0),
-        Device("rtx4090", 58e12, 0.03, 24 * _GIB, 0.90),
-        Device("a100-40", 109e12, 0.03, 40 * _GIB, 1.60),
-        Device("a100-80", 109e12, 0.03, 80 * _GIB, 2.40),
-        Device("h100", 346e12, 0.03, 80 * _GIB, 4.50),
-        Device("h200", 346e12, 0.03, 141 * _GIB, 4.50),
-        Device("l40s", 63e12, 0.03, 48 * _GIB, 1.86),
+        Device("cpu", 3e10, 1.5e10, 0.012, 0, 0.0),
+        Device("rtx4090", 58e12, 1.3e12, 0.03, 24 * _GIB, 0.90),
+        Device("a100-40", 109e12, 9.7e12, 0.03, 40 * _GIB, 1.60),
+        Device("a100-80", 109e12, 9.7e12, 0.03, 80 * _GIB, 2.40),
+        Device("h100", 346e12, 34e12, 0.03, 80 * _GIB, 4.50),
+        Device("h200", 346e12, 34e12, 0.03, 141 * _GIB, 4.50),
+        Device("l40s", 63e12, 1.4e12, 0.03, 48 * _GIB, 1.86),
     )
 }
 
@@ -62,7 +66,7 @@ def _this_machine() -> Device:
         return DEVICES["cpu"]
     name = str(found[0]["name"]).lower().replace(" ", "")
     known = next((d for d in DEVICES.values() if d.name.split("-")[0] in name), DEVICES["rtx4090"])
-    return Device(str(found[0]["name"]), known.flops_per_s, known.step_overhead_s, int(found[0]["memory_bytes"]), 0.0)
+    return replace(known, name=str(found[0]["name"]), memory_bytes=int(found[0]["memory_bytes"]), price_per_hour=0.0)
 
 
 def memory_bytes() -> int:

@@ -14,8 +14,7 @@ SETTINGS = BenchSettings(blocks=40, again_blocks=20, slowed_blocks=10)
 RUN = Run(
     run=0, phase="contrast", block=0, attempt=1, arm="control", prefill_s=0.1, decode_s=1.6, tokens_per_s=40.0,
     tokens=64, state=State.CLEAN, reasons="", gemm_before=0.002, gemm_after=0.002, copy_before=0.001, copy_after=0.001,
-    foreign_cpus=0.0, foreign_gpu_processes=None, sm_clock_mhz=None, throttle=None, temperature_c=None, power_w=None,
-    started_s=0.0,
+    foreign_cpus=0.0, started_s=0.0,
 )  # fmt: skip
 
 
@@ -86,13 +85,16 @@ def test_a_table_of_runs_is_read_back_and_its_types_do_not_hang_on_nulls() -> No
     assert runs_of(run_table(runs)) == runs
     assert run_table(runs[:1]).schema == run_table(runs).schema == run_table([]).schema
     types = {field.name: str(field.type) for field in run_table([]).schema}
-    assert types["power_w"] == types["tokens_per_s"] == "double"
-    assert types["foreign_gpu_processes"] == types["run"] == "int64"
+    assert types["power_w"] == types["memory_clock_mhz"] == types["tokens_per_s"] == "double"
+    assert types["foreign_gpu_processes"] == types["memory_used_bytes"] == types["run"] == "int64"
     assert types["throttle"] == types["state"] == types["arm"] == types["phase"] == "string"
 
 
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 5"):
         BenchSettings(blocks=4)
+    for control in ("again_blocks", "slowed_blocks"):
+        with pytest.raises(ValueError, match=f"{control}\n.*greater than or equal to 2"):
+            BenchSettings.model_validate({control: 1})  # of one block nothing can be tested
     with pytest.raises(ValueError, match="nothing could be only suspect"):
         Thresholds(foreign_cpus=0.1)

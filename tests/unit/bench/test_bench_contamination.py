@@ -93,6 +93,21 @@ def test_what_telemetry_saw(weather: Weather, state: State, reason: str) -> None
     assert reason in "; ".join(found.reasons)
 
 
+def test_the_power_cap_excuses_clock_and_gemm_and_nothing_else() -> None:
+    cap = frozenset({"power cap"})
+    slow = Reading(2.6e-3, 1e-3)
+    assert judge(slow, slow, on_gpu(throttle=cap, sm_clock_mhz=1500)) == Judged(State.CLEAN)
+    assert judge(slow, slow, on_gpu()).state is State.CONTAMINATED
+    assert judge(Reading(2e-3, 1.3e-3), Reading(2e-3, 1.3e-3), on_gpu(throttle=cap)).reasons == (
+        "slow sentinel: copy before +30%, copy after +30%",
+    )
+    both = judge(slow, Reading(copy_s=1e-3), on_gpu(throttle=cap | {"power brake"}, foreign_processes=1))
+    assert both.state is State.CONTAMINATED
+    assert [reason.partition(":")[0] for reason in both.reasons] == [
+        "no sentinel", "foreign GPU process", "throttled GPU",
+    ]  # fmt: skip
+
+
 def test_the_worst_counts_and_every_reason_is_kept() -> None:
     found = judge(Reading(2.3e-3, 1e-3), GOOD, on_gpu(foreign_processes=1, sm_clock_mhz=1500))
     assert found.state is State.CONTAMINATED
@@ -115,8 +130,7 @@ def a_run(block: int, state: State, *, attempt: int = 1, phase: Phase = "contras
     return Run(
         run=0, phase=phase, block=block, attempt=attempt, arm="treatment", prefill_s=0.1, decode_s=1.0,
         tokens_per_s=64.0, tokens=64, state=state, reasons=reasons, gemm_before=None, gemm_after=None, copy_before=None,
-        copy_after=None, foreign_cpus=None, foreign_gpu_processes=None, sm_clock_mhz=None, throttle=None,
-        temperature_c=None, power_w=None, started_s=0.0,
+        copy_after=None, foreign_cpus=None, started_s=0.0,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_a_run_holds_what_was_measured_around_it() -> None:
     assert run.gemm_before == pytest.approx(2e-3, rel=0.3)
     assert run.copy_after == pytest.approx(1e-3, rel=0.3)
     assert (run.foreign_gpu_processes, run.throttle, run.temperature_c, run.power_w) == (0, "", 60, 250)
+    assert (run.memory_clock_mhz, run.memory_used_bytes) == (2600, 1 << 30)
 
 
 def test_contaminated_blocks_come_again_and_every_run_is_kept() -> None:
@@ -136,6 +138,54 @@ def test_neither_the_arms_speed_nor_its_label_changes_a_state(speed: float) -> N
     assert {State.CLEAN, State.SUSPECT} <= set(usual)
 
 
+@pytest.mark.parametrize("hungry", ["treatment", "control"])
+def test_no_state_hangs_on_which_arm_draws_up_to_the_power_cap(hungry: str) -> None:
+    def run_it(slow: int | None = None) -> list[Run]:
+        where = machine(noise=0.001, spikes=0.0, gpu=True, hungry=hungry)
+
+        def sentinel() -> Reading:
+            reading = where.sentinel()
+            assert reading.gemm_s is not None
+            return replace(reading, gemm_s=1.1 * reading.gemm_s) if where.runs == slow else reading
+
+        return flat(session_on(where, SETTINGS.model_copy(update={"again_blocks": 12}), sentinel=sentinel).blocks())
+
+    runs = run_it()
+    gemms, clocks = ([getattr(run, name) for run in runs] for name in ("gemm_after", "sm_clock_mhz"))
+    assert min(max(values) / min(values) for values in (gemms, clocks)) > 1.1  # what is held against nobody
+    assert {run.throttle for run in runs} == {"", "power cap"}
+    assert {run.state for run in runs} == {State.CLEAN}
+    # What was read at the cap is not what is usual: a GEMM slow by less than that is still seen elsewhere.
+    last = max(run.run for run in runs if not run.throttle)
+    found = run_it(last)[last]
+    assert (found.state, found.reasons[:26]) == (State.CONTAMINATED, "slow sentinel: gemm before")
+
+
+def test_an_arm_that_never_gets_flat_makes_every_run_of_its_process_suspect() -> None:
+    def restless(where: SimulatedMachine) -> Callable[[str], Timing]:
+        def run(arm: str) -> Timing:
+            where.speeds["treatment"] *= 1.05 if arm == "treatment" else 1
+            return where.run(arm)
+
+        return run
+
+    settings = SETTINGS.model_copy(update={"warmup_max_runs": 8})
+    where = machine(noise=0.001, spikes=0.0)
+    session = session_on(where, settings, run=restless(where))
+    first = next(session.blocks())
+    assert (session.warm_ups["treatment"].flat, session.warm_ups["control"].flat) == (False, True)
+    rest = flat(session_on(machine(noise=0.001, spikes=0.0)).blocks(first))  # a process that did warm up
+    assert {(run.arm, run.state, run.reasons) for run in first} == {
+        (arm, State.SUSPECT, "warm-up: never got flat in 8 runs") for arm in ("treatment", "control")
+    }
+    assert {run.state for run in rest} == {State.CLEAN}
+    where = machine(noise=0.001, spikes=0.0)
+    runs = flat(session_on(where, settings, run=restless(where)).blocks())
+    found = judge_runs(runs_of(run_table(runs)), settings.thresholds)
+    assert found.state is State.SUSPECT
+    assert found.reasons == ("36 of 36 runs are suspect (warm-up in 36 runs)",)
+
+
 def test_a_sentinel_that_fails_makes_runs_suspect_and_ends_nothing() -> None:
     where = machine()
     readings = 0
@@ -173,6 +223,7 @@ def test_the_sources_procedure_warms_up_once_and_then_runs_four_and_four() -> No
     assert where.asked == ["control", "treatment"] + ["control"] * 4 + ["treatment"] * 4
     assert [run.arm for run in runs] == where.asked[2:]
     assert {warm_up.flat for warm_up in session.warm_ups.values()} == {None}
+    assert not any("warm-up" in run.reasons for run in runs)
 
 
 def test_fresh_processes_are_not_warmed_up() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from nullarm.bench.gpu_probe import THROTTLES, GpuProbe, foreign
 from nullarm.bench.host import HostTimes, host_times, load_between
+from nullarm.bench.settings import BenchSettings
 from nullarm.bench.telemetry import Telemetry
 from nullarm.bench.weather import GpuLook, Weather
 from support.processes import eventually
@@ -34,7 +35,7 @@ class FakeNvml:
 
     def __init__(self) -> None:
         self.failing: set[str] = set()
-        self.others: list[int] = []
+        self.mine, self.others = [os.getpid()], list[int]()
         self.reasons = 0x1 | 0x2
         self.looks = 0
         self.is_open = False
@@ -60,7 +61,7 @@ class FakeNvml:
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[SimpleNamespace]:
         self.looks += 1
-        return [SimpleNamespace(pid=pid) for pid in (os.getpid(), *self.others)]
+        return [SimpleNamespace(pid=pid) for pid in (*self.mine, *self.others)]
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:
         return self.reasons
@@ -110,11 +111,33 @@ def test_others_on_the_gpu_are_counted_and_our_children_are_not(nvml: FakeNvml, 
         child.stdin.close()
 
 
-def test_in_a_container_as_many_as_we_are_must_be_us() -> None:
-    beyond = 1 << 22  # above the largest process id
-    assert foreign(set()) == foreign({os.getpid()}) == 0
-    assert foreign({beyond + 1}) == 0
-    assert foreign({beyond + i for i in range(40)}) >= 1
+BEYOND = 1 << 22
+"""Above the largest process id: so the host may name what runs in a container."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "seen", "others"), [(1, 0, 0), (1, 1, 0), (1, 2, 1), (1, 3, 2), (2, 1, 0), (2, 2, 0), (2, 3, 1)]
+)
+def test_in_a_container_as_many_as_are_ours_must_be_us(ours: int, seen: int, others: int) -> None:
+    """However many children this process has: they need not be on the GPU, as those that compile are not."""
+    nvml = FakeNvml()
+    nvml.mine, nvml.others = [], [BEYOND + i for i in range(seen)]
+    children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    try:
+        with GpuProbe("GPU-1", ours=ours, nvml=nvml) as probe:
+            assert probe.look().foreign_processes == others
+    finally:
+        for child in children:
+            child.communicate()
+
+
+def test_alone_on_the_gpu_nobody_is_foreign() -> None:
+    assert foreign({os.getpid()}, 1) == foreign({os.getpid()}, 2) == 0
+
+
+@pytest.mark.parametrize(("procedure", "ours"), [("abba", 1), ("blocked", 1), ("fresh_process", 2)])
+def test_a_run_in_a_process_of_its_own_is_one_more_of_ours(procedure: str, ours: int) -> None:
+    assert BenchSettings.model_validate({"procedure": procedure}).processes == ours
 
 
 @pytest.mark.parametrize("bit", THROTTLES)

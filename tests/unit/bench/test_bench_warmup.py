@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nullarm.bench.warmup import WINDOW, is_flat, warm_up
+from nullarm.bench.contamination import Judged
+from nullarm.bench.runs import State
+from nullarm.bench.warmup import WINDOW, WarmUp, assess, is_flat, warm_up
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,10 @@ def test_an_arm_that_never_settles_is_said_to_be_so() -> None:
 
 def test_nobody_asks_a_single_run_whether_it_is_flat() -> None:
     assert warm_up(lambda arm: 1.0, ("control",), 1)["control"].flat is None
+
+
+def test_only_an_arm_that_was_asked_and_never_got_flat_is_a_reason() -> None:
+    flat, never, unasked = WarmUp((1.0,) * 7, True), WarmUp((1.0,) * 7, False), WarmUp((1.0,), None)
+    assert assess([flat, flat]) == assess([unasked, unasked]) == assess([]) == Judged(State.CLEAN)
+    assert assess([flat, never]) == assess([never, flat]) == assess([never, never])
+    assert assess([flat, never]) == Judged(State.SUSPECT, ("warm-up: never got flat in 7 runs",))

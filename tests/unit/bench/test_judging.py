@@ -14,7 +14,7 @@ from scipy import stats
 
 from nullarm.bench.judging import judge_runs, judge_session
 from nullarm.bench.runs import Phase, Run, State
-from nullarm.bench.settings import BenchSettings
+from nullarm.bench.settings import BenchSettings, Thresholds
 from nullarm.bench.spread import assess
 from nullarm.errors import InvalidResult, UsageError
 from nullarm.stats.contamination import compare_spread
@@ -53,8 +53,7 @@ def _run(number: int, phase: Phase, block: int, treated: bool, speed: float) -> 
     return Run(
         run=number, phase=phase, block=block, attempt=1, arm="treatment" if treated else "control", prefill_s=0.1,
         decode_s=1.0, tokens_per_s=speed, tokens=64, state=State.CLEAN, reasons="", gemm_before=0.01, gemm_after=0.01,
-        copy_before=0.01, copy_after=0.01, foreign_cpus=0.0, foreign_gpu_processes=None, sm_clock_mhz=None,
-        throttle=None, temperature_c=None, power_w=None, started_s=2.0 * number,
+        copy_before=0.01, copy_after=0.01, foreign_cpus=0.0, started_s=2.0 * number,
     )  # fmt: skip
 
 
@@ -149,6 +148,7 @@ def test_a_clean_session_carries_its_verdict(effect: float, sd: float, verdict: 
     assert judged.again.judgement.alpha == 0.01
     assert judged.slowed is not None
     assert judged.slowed.judgement.verdict is Verdict.DIFFERENT
+    assert not judged.blind
     data = json.loads(json.dumps(judged.to_json(), allow_nan=False))
     assert data["verdict"] == verdict.value
     assert data["ci"][0] < data["estimate"] < data["ci"][1]
@@ -212,22 +212,47 @@ def test_a_missed_slowdown_forbids_the_null_and_nothing_else() -> None:
     settings = BenchSettings(slowdown=0.07)
     null = judge_session(session(slowed=0.0), margin=0.005, settings=settings)
     assert (null.verdict, null.session) == (Verdict.INVALID, State.SUSPECT)
+    assert null.blind
     assert null.reasons[0] == "The session missed a slowdown that was there: it cannot show a null."
     assert "the injected slowdown of 7.0% was not found: the session is too noisy" in null.reasons[1]
     found = judge_session(session(0.1, slowed=0.0), margin=0.005)
-    assert (found.verdict, found.session) == (Verdict.DIFFERENT, State.SUSPECT)
+    assert (found.verdict, found.session, found.blind) == (Verdict.DIFFERENT, State.SUSPECT, True)
     wrong_way = judge_session(session(slowed=0.05), margin=0.005)
     assert wrong_way.slowed is not None
     assert wrong_way.slowed.judgement.verdict is Verdict.DIFFERENT
     assert wrong_way.verdict is Verdict.INVALID  # faster is not slower
 
 
-def test_a_session_without_its_controls_is_suspect() -> None:
+def test_a_session_without_its_controls_is_suspect_and_shows_no_null() -> None:
     judged = judge_session([r for r in session() if r.phase == "contrast"], margin=0.005)
-    assert (judged.verdict, judged.session) == (Verdict.EQUIVALENT, State.SUSPECT)
-    assert judged.reasons[1:] == (
+    assert (judged.verdict, judged.session, judged.blind) == (Verdict.INVALID, State.SUSPECT, True)
+    assert judged.contrast.judgement.verdict is Verdict.EQUIVALENT
+    assert judged.reasons == (
+        "The session had no positive control: it cannot show a null.",
         "no A/A: the control was not run against itself", "no positive control: no slowdown was injected",
     )  # fmt: skip
+    differs = judge_session([r for r in session(0.1) if r.phase == "contrast"], margin=0.005)
+    assert (differs.verdict, differs.session) == (Verdict.DIFFERENT, State.SUSPECT)
+
+
+@pytest.mark.parametrize("phase", ["again", "slowed"])
+def test_a_control_of_which_one_block_or_none_is_left_tested_nothing(phase: Phase) -> None:
+    def is_mine(run: Run) -> bool:
+        return run.phase == phase and run.block > 0
+
+    name = {"again": "A/A", "slowed": "positive control"}[phase]
+    one = [r for r in session() if not is_mine(r)]
+    dirty = [replace(r, state=State.CONTAMINATED, reasons="foreign CPU load: 1.2 cores") if is_mine(r) else r
+             for r in session()]  # fmt: skip
+    kept = Thresholds(blocks_left=0.9)  # so that only the control speaks
+    for runs in (one, dirty):
+        judged = judge_session(runs, margin=0.005, settings=BenchSettings(thresholds=kept))
+        assert judged.session is State.SUSPECT
+        assert any(reason.startswith(f"{name} could not be judged: ") for reason in judged.reasons)
+        assert judged.blind == (phase == "slowed")
+        assert judged.verdict is (Verdict.INVALID if judged.blind else Verdict.EQUIVALENT)
+    none = judge_session([r for r in dirty if is_mine(r)], margin=0.005)
+    assert f"{name} could not be judged: No block may be believed." in none.reasons
 
 
 def test_spread_alone_raises_suspicion_at_most() -> None:
@@ -266,7 +291,9 @@ def test_blocked_runs_are_not_paired() -> None:
     assert (judged.contrast.judgement.n_seeds, judged.contrast.judgement.unit) == (4, "runs")
     speeds = [r.tokens_per_s for r in runs]
     assert judged.p == pytest.approx(stats.ttest_ind(speeds[4:], speeds[:4], equal_var=False).pvalue)
-    assert (judged.verdict, judged.session) == (Verdict.EQUIVALENT, State.SUSPECT)
+    assert (judged.verdict, judged.session) == (Verdict.INVALID, State.SUSPECT)
+    assert judged.contrast.judgement.verdict is Verdict.EQUIVALENT
+    assert judged.reasons[0] == "The session had no positive control: it cannot show a null."
     dirty = [replace(r, state=State.CONTAMINATED, reasons="foreign CPU load: 1.2 cores") for r in runs]
     nothing = judge_session(dirty, margin=0.005, settings=BenchSettings(procedure="blocked"))
     assert (nothing.verdict, nothing.session, nothing.estimate) == (Verdict.INVALID, State.CONTAMINATED, None)

@@ -14,18 +14,19 @@ import psutil
 import pytest
 import torch
 
-from nullarm.bench.contamination import judge_runs
 from nullarm.bench.instruments import instruments
+from nullarm.bench.judging import judge_session
 from nullarm.bench.runs import State
 from nullarm.bench.session import Session
 from nullarm.bench.settings import BenchSettings
 from nullarm.bench.stopwatch import HostStopwatch
 from nullarm.bench.subjects import Subject, Timing
+from nullarm.stats.verdict import Verdict
 from support.processes import eventually
 
 pytestmark = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux counts")
 
-SETTINGS = BenchSettings(procedure="blocked", retries=0, tokens=8)
+SETTINGS = BenchSettings(blocks=5, again_blocks=2, slowed_blocks=2, retries=0, warmup_max_runs=1, tokens=8)
 
 
 class Products(Subject):
@@ -72,7 +73,8 @@ def test_a_loaded_machine_is_contaminated_and_the_reason_is_the_load() -> None:
     with instruments(torch.device("cpu")) as opened:
         session = Session(SETTINGS, lambda arm: subject.run(SETTINGS.tokens), opened, rng=np.random.default_rng(0))
         runs = [run for block in session.blocks() for run in block]
-    found = judge_runs(runs, SETTINGS.thresholds)
-    assert len(runs) == 8
-    assert found.state is State.CONTAMINATED
-    assert "blocks stayed contaminated (foreign CPU load in" in found.reasons[0]
+    found = judge_session(runs, margin=0.005, settings=SETTINGS)
+    assert len(runs) == 36
+    assert (found.verdict, found.session) == (Verdict.INVALID, State.CONTAMINATED)
+    assert found.reasons[0] == "The session is contaminated: its numbers show neither a difference nor a null."
+    assert "blocks stayed contaminated (foreign CPU load in" in found.reasons[1]

@@ -112,7 +112,7 @@ def test_the_hub_is_asked_for_the_first_rows(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_hub_that_cannot_be_reached_asks_for_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DatasetError, match=r"valid: task\.path: a directory with train\.jsonl"):
+    with pytest.raises(DatasetError, match=r"valid: path: a directory with train\.jsonl"):
         Conversations().items("train")
 
 

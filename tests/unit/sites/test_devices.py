@@ -37,6 +37,14 @@ def test_this_machine_is_known_by_its_gpu_and_costs_nothing(
     found = find_device(None)
     assert (found.name, found.flops_per_s, found.memory_bytes) == (name, DEVICES[like].flops_per_s, 5)
     assert found.price_per_hour == 0.0
+    assert found.fp64_flops_per_s == DEVICES[like].fp64_flops_per_s
+
+
+def test_float64_is_slow_on_most_devices() -> None:
+    rates = {name: device.flops_per_s / device.fp64_flops_per_s for name, device in DEVICES.items()}
+    assert rates["cpu"] == 2
+    assert min(rates["rtx4090"], rates["l40s"]) > 40
+    assert max(rates["a100-80"], rates["h100"], rates["h200"]) < 12
 
 
 def test_this_machine_has_memory() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from nullarm.analysis import Analysis
+from nullarm.analysis import Analysis, withheld
 from nullarm.analysis import analyse as judge
+from nullarm.bench.runs import State
+from nullarm.bench.settings import BenchSettings
 from nullarm.protocols.low_rank.parameters import LowRankParameters
 from nullarm.protocols.low_rank.sessions import TimingSession, timing_sessions
 from nullarm.protocols.low_rank.tables import EVALUATE, TREATMENT
-from nullarm.stats.verdict import Verdict
+from nullarm.stats.verdict import Judgement, Verdict
 from nullarm.store.study_store import StudyStore
 from nullarm.study.spec import Contrast
 
@@ -22,19 +25,34 @@ def analyse(store: StudyStore) -> Analysis:
     """
     held = timing_sessions(store)
     extra = {"sessions": {session.name: session.judgement.to_json() for session in held}}
-    return judge(store, (EVALUATE,), extra, withheld=dict(_withheld(store, held)))
+    blind = {
+        s.contrast.name: f"session {s.name} would not have found a difference: its injected slowdown was not seen"
+        for s in held
+        if s.judgement.blind
+    }
+    return judge(store, (EVALUATE,), extra, dict(_given(store, held)), blind)
 
 
-def _withheld(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[str, tuple[Verdict, str]]]:
-    weights = _weights(store)
-    arms = LowRankParameters.model_validate(store.lock.study.parameters).compression
-    for contrast in store.lock.study.analysis.contrasts:
+def _given(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[str, Judgement]]:
+    weights, study = _weights(store), store.lock.study
+    arms = LowRankParameters.model_validate(study.parameters).compression
+    for contrast in study.analysis.contrasts:
         treated, control = weights.get(contrast.treatment), weights.get(contrast.control)
         decoded_alike = arms[contrast.treatment].speculation == arms[contrast.control].speculation
+        mine = [session.judgement for session in held if session.contrast == contrast]
         if treated and treated == control and (decoded_alike or contrast.test != "paired_blocks"):
-            yield contrast.name, (Verdict.NO_OP, _same(contrast, treated))
-        elif reasons := _disturbed(contrast, held):
-            yield contrast.name, (Verdict.INVALID, f"{reasons[0]} {'; '.join(reasons[1:])}".strip())
+            yield contrast.name, withheld(study, contrast, Verdict.NO_OP, _same(contrast, treated))
+        elif disturbed := [one.reasons for one in mine if one.session is State.CONTAMINATED]:
+            why = f"{disturbed[0][0]} {'; '.join(disturbed[0][1:])}".strip()
+            yield contrast.name, withheld(study, contrast, Verdict.INVALID, why)
+        elif mine and BenchSettings.model_validate(study.parameters["bench"]).procedure == "blocked":
+            yield contrast.name, _unpaired(contrast, mine[0].contrast.judgement)
+
+
+def _unpaired(contrast: Contrast, judgement: Judgement) -> Judgement:
+    """Runs that were not held in turn are no blocks: what the session says of them, under the contrast's name."""
+    evidence = judgement.evidence and replace(judgement.evidence, name=contrast.name)
+    return replace(judgement, name=contrast.name, evidence=evidence)
 
 
 def _weights(store: StudyStore) -> dict[str, dict[int, set[str]]]:
@@ -45,12 +63,6 @@ def _weights(store: StudyStore) -> dict[str, dict[int, set[str]]]:
             of_arm = found.setdefault(cell.arm, {})
             of_arm.setdefault(cell.seed, set()).add(finished.json(TREATMENT)["weights"])
     return found
-
-
-def _disturbed(contrast: Contrast, held: list[TimingSession]) -> tuple[str, ...]:
-    """Why a session that was held for a contrast can carry no verdict; empty where all of them can."""
-    judged = [session.judgement for session in held if session.contrast == contrast]
-    return next((one.reasons for one in judged if one.verdict is Verdict.INVALID), ())
 
 
 def _same(contrast: Contrast, weights: dict[int, set[str]]) -> str:

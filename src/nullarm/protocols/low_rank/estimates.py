@@ -8,7 +8,7 @@ from functools import cached_property
 
 from nullarm.bench.settings import BenchSettings
 from nullarm.errors import ModelError
-from nullarm.models.facts import parameter_count
+from nullarm.models.facts import parameter_count, shape_facts
 from nullarm.models.texts.factory import make_text
 from nullarm.protocols.low_rank.parameters import LowRankParameters, Speculation, Sweep
 from nullarm.protocols.low_rank.sizes import BYTES, Sizes
@@ -19,9 +19,15 @@ from nullarm.study.plan import Estimate
 LOAD_BYTES_PER_S = 1e9
 """Weights from disk to device."""
 EIGH_FLOPS = 25.0
-"""Of an eigendecomposition, times n³, at a tenth of the device's speed: it is made of small steps."""
+"""Of an eigendecomposition in float64, times n³, at a tenth of the device's speed: it is made of small steps."""
 WIDEST_GRAM = 8192
 """Of an input's Gram matrix; that of wider ones' outputs is smaller."""
+SAMPLED_INPUTS = 1024
+"""Whose outputs are compared where an input is wider than that."""
+LAYER_LAUNCH_S = 0.0006
+"""Of a layer in a step of decoding, however small: the kernels' launches, on a CPU and on a GPU without graphs."""
+MEMORY_BYTES_PER_S = 1e12
+"""At which a GPU reads weights."""
 BYTES_PER_ROW = 60
 """Of a table, compressed."""
 
@@ -45,13 +51,17 @@ class Estimates:
         return self._of(self._calibrating(found) + 2 * self._decomposing(found), disk=rows * 10, statistics=found)
 
     def compress(self, sizes: Sizes, name: str) -> Estimate:
-        """The same with one decomposition, but for a gauge, an allocation and a stream that take as much again."""
+        """The same with one decomposition, but for a gauge, an allocation and a stream that take as much again.
+
+        All factors are held in main memory until they are handed on.
+        """
         arm = self.parameters.compression[name]
         found = sizes.groups(arm)
-        seconds = self._calibrating(found) + self._decomposing(found)
+        seconds = self._calibrating(found) + self._decomposing(found) + self._comparing(found)
         more = [arm.gauge, arm.allocation.kind == "water_filling" or None, arm.online]
         times = 1 + sum(one is not None for one in more)
-        return self._of(times * seconds, disk=2 * sizes.bytes(name), statistics=found)
+        factors = sizes.bytes(name)
+        return self._of(times * seconds, disk=factors, statistics=found, held=factors)
 
     def evaluate(self) -> Estimate:
         """One pass over the evaluation text."""
@@ -63,7 +73,8 @@ class Estimates:
         found = groups(self.parameters.model, sweep.slots, shared=False)
         looks = len(found) * len(sweep.keep)
         reading = self._reading(looks * sweep.windows * self.parameters.window)
-        seconds = self._calibrating(found) + self._decomposing(found) + reading
+        working = self._decomposing(found) + len(sweep.keep) * self._comparing(found)
+        seconds = self._calibrating(found) + working + reading
         return self._of(seconds, disk=looks * BYTES_PER_ROW, statistics=found)
 
     def speculate(self, speculation: Speculation) -> Estimate:
@@ -74,14 +85,14 @@ class Estimates:
     def measure(self, bench: BenchSettings) -> Estimate:
         """Runs of a session, without those that are held again."""
         runs = 4 * (bench.blocks + bench.again_blocks + bench.slowed_blocks)
-        return self._of(self._decoding(runs * bench.tokens) + runs * 0.1, disk=runs * 200, models=2)
+        return self._of(self._decoding(runs * bench.tokens) + runs * 0.1, disk=runs * 200)
 
-    def _of(self, seconds: float, *, disk: int = 0, models: int = 1, statistics: Sequence[Group] = ()) -> Estimate:
-        weights = models * self._parameters * BYTES[self.parameters.dtype]
+    def _of(self, seconds: float, *, disk: int = 0, statistics: Sequence[Group] = (), held: int = 0) -> Estimate:
+        weights = self._parameters * BYTES[self.parameters.dtype]
         return Estimate(
             seconds=weights / LOAD_BYTES_PER_S + seconds,
             disk_bytes=disk,
-            memory_bytes=weights + self._statistics_bytes(statistics),
+            memory_bytes=weights + self._statistics_bytes(statistics) + held,
         )
 
     def _statistics_bytes(self, found: Sequence[Group]) -> int:
@@ -113,9 +124,17 @@ class Estimates:
 
     def _decomposing(self, found: Sequence[Group]) -> float:
         cubes = sum(group.max_rank**3 for group in found)
-        return 10 * EIGH_FLOPS * cubes / self.device.flops_per_s
+        return 10 * EIGH_FLOPS * cubes / self.device.fp64_flops_per_s
+
+    def _comparing(self, found: Sequence[Group]) -> float:
+        """Output errors at one rank: the matrices and what is lost of them, each times the inputs, in float64."""
+        flops = 0
+        for group in found:
+            inputs = group.in_features if group.in_features <= WIDEST_GRAM else SAMPLED_INPUTS
+            flops += 4 * inputs * group.dense_numbers
+        return flops / self.device.fp64_flops_per_s
 
     def _decoding(self, tokens: float) -> float:
         """Token by token, limited by the launch of kernels or by reading the weights."""
-        step = max(self.device.step_overhead_s, self._parameters * BYTES[self.parameters.dtype] / 1e12)
-        return tokens * step
+        reading = self._parameters * BYTES[self.parameters.dtype] / MEMORY_BYTES_PER_S
+        return tokens * max(LAYER_LAUNCH_S * shape_facts(self.parameters.model).layers, reading)

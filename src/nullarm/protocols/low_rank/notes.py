@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from nullarm.errors import ModelError
-from nullarm.protocols.low_rank.parameters import CompressionArm, LowRankParameters
+from nullarm.protocols.low_rank.parameters import LowRankParameters
 from nullarm.protocols.low_rank.sizes import Sizes
 from nullarm.protocols.model_access import download_bytes
 
@@ -26,13 +26,14 @@ def _sizes(parameters: LowRankParameters) -> list[str]:
     for name, arm in parameters.compression.items():
         if arm.treated:
             kept, dense = sizes.bytes(name), sizes.dense_bytes(name)
-            line = f"{kept:,} of {dense:,} bytes in {', '.join(arm.slots)}{_beyond(sizes, arm)}"
+            line = f"{kept:,} of {dense:,} bytes in {', '.join(arm.slots)}{_beyond(sizes, name)}"
             told[line].append(name)
     return [f"{', '.join(names)}: {line}" for line, names in told.items()]
 
 
-def _beyond(sizes: Sizes, arm: CompressionArm) -> str:
-    """Where a rank that is asked for saves nothing."""
-    rank, found = arm.budget.rank if arm.budget else None, sizes.groups(arm)
-    over = sum(min(rank or 0, group.max_rank) > group.break_even for group in found)
-    return f"; rank {rank} is above break-even in {over} of {len(found)} groups" if over else ""
+def _beyond(sizes: Sizes, name: str) -> str:
+    """Where the ranks of an arm save nothing, as far as they are known."""
+    found, ranks = sizes.groups(sizes.parameters.compression[name]), sizes.ranks(name)
+    over = [group for group, rank in zip(found, ranks or [], strict=False) if rank > group.break_even]
+    slots = ", ".join(dict.fromkeys("+".join(group.slots) for group in over))
+    return f"; above break-even in {len(over)} of {len(found)} groups: {slots}" if over else ""

@@ -36,6 +36,11 @@ def low_rank_cells(study: Study, parameters: LowRankParameters, version: int) ->
     _match_arms(study, parameters)
     if study.analysis.metric != METRIC:
         raise StudyError(f"analysis.metric {study.analysis.metric!r} is not measured", valid=[METRIC])
+    if timed(study) and parameters.bench.procedure == "blocked" and len(study.seeds) > 1:
+        raise StudyError(
+            "procedure blocked is one session, whose runs are judged together", value=list(study.seeds),
+            valid="one seed", next_command="set seeds: [0], or bench.procedure: abba",
+        )  # fmt: skip
     for contrast in timed(study):
         for arm in (contrast.treatment, contrast.control):
             if study.arms[arm].replicates > 1:

@@ -16,7 +16,7 @@ import numpy as np
 from nullarm.protocols.low_rank.parameters import LowRankParameters
 from nullarm.protocols.low_rank.perplexity.measures import Likelihood, interval
 from nullarm.protocols.low_rank.sessions import TimingSession, finished_cells
-from nullarm.protocols.low_rank.tables import COMPRESS, COSTS, EVALUATE, ITEMS, SPECULATE, TREATMENT
+from nullarm.protocols.low_rank.tables import COMPRESS, COSTS, EVALUATE, ITEMS, SPECULATE, SPECULATION, TREATMENT
 from nullarm.stats.verdict import Interval
 from nullarm.store.record import FinishedCell
 from nullarm.store.study_store import StudyStore
@@ -84,12 +84,15 @@ class SpeculationResult:
             `drafted_tokens`, `verifier_tokens`, `cost_ratio`, `predicted_speed_up`.
         speed: The timing session in which the arm is the treatment; its `ratio` is the measured speed-up where the
             control is the model as it is loaded.
+        timed: What the runs of that session counted, the entry of its arm in `tables.SPECULATION`; None where nothing
+            was counted or may be believed.
     """
 
     arm: str
     cell: Cell
     metrics: Mapping[str, float | int | None]
     speed: TimingSession | None
+    timed: Mapping[str, Any] | None
 
 
 def arm_results(store: StudyStore, held: Sequence[TimingSession]) -> list[ArmResult]:
@@ -114,12 +117,19 @@ def arm_results(store: StudyStore, held: Sequence[TimingSession]) -> list[ArmRes
 def speculations(store: StudyStore, held: Sequence[TimingSession]) -> list[SpeculationResult]:
     """The arms that speculate, in plan order, with the `timing_sessions` that were held."""
     speeds = _speeds(held)
-    return [
-        SpeculationResult(
-            str(cell.arm), cell, {**done.record.metrics, **done.json(COSTS)}, speeds.get((str(cell.arm), cell.seed))
-        )
-        for cell, done in finished_cells(store, SPECULATE)
-    ]
+    found = []
+    for cell, done in finished_cells(store, SPECULATE):
+        speed, metrics = speeds.get((str(cell.arm), cell.seed)), {**done.record.metrics, **done.json(COSTS)}
+        found.append(SpeculationResult(str(cell.arm), cell, metrics, speed, _timed(store, speed)))
+    return found
+
+
+def _timed(store: StudyStore, speed: TimingSession | None) -> Mapping[str, Any] | None:
+    done = store.finished(speed.cell.id) if speed and speed.believed else None
+    if done is None or SPECULATION not in done.record.artefacts:
+        return None
+    told: dict[str, Any] = done.json(SPECULATION)
+    return told.get("treatment")
 
 
 def baseline_arm(store: StudyStore) -> str | None:

@@ -57,10 +57,20 @@ class Sizes:
         if isinstance(arm.method, RoundToNearest):
             return sum(arm.method.bytes(group.out_features[0], group.in_features) for group in found)
         assert numbers is not None  # for the type checker: an arm with ranks has a budget
-        if arm.allocation.kind == "uniform":
-            ranks = allocate(arm.allocation, found, numbers, rng=np.random.default_rng(0))  # draws nothing from it
+        if ranks := self.ranks(name):
             numbers = sum(group.factored_numbers(rank) for group, rank in zip(found, ranks, strict=True))
         return numbers * BYTES[self.parameters.dtype]
+
+    def ranks(self, name: str) -> list[int] | None:
+        """Ranks of an arm's groups; None where matrices are rounded, or ranks hang on what is measured.
+
+        Raises:
+            StudyError: The budget does not pay for the least ranks.
+        """
+        arm, numbers = self.parameters.compression[name], self.numbers(name)
+        if numbers is None or arm.allocation.kind != "uniform":
+            return None
+        return allocate(arm.allocation, self.groups(arm), numbers, rng=np.random.default_rng(0))  # draws nothing
 
     def dense_bytes(self, name: str) -> int:
         """Bytes of the matrices that an arm compresses, as they are loaded."""

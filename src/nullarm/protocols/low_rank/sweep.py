@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nullarm.protocols.low_rank.allocation.settings import share_of
 from nullarm.protocols.low_rank.calibration.statistics import InputStatistics
 from nullarm.protocols.low_rank.factored.factors import Factors
 from nullarm.protocols.low_rank.factored.install import replaced
@@ -114,7 +115,7 @@ class LayerSweep:
 
 def rank_at(group: Group, keep: float) -> int:
     """The largest rank whose factors hold at most a share `keep` of the numbers; at least 1, at most the full rank."""
-    return max(1, min(group.max_rank, int(keep * group.dense_numbers) // group.factored_numbers(1)))
+    return max(1, min(group.max_rank, share_of(keep, group.dense_numbers) // group.factored_numbers(1)))
 
 
 def swept_table(rows: Iterable[Swept]) -> pa.Table:

@@ -32,8 +32,8 @@ bases were adapted, all of it is as it was afterwards.
 
 HISTORY = "history"
 """Artefact of stage `compress` where a gauge was fitted or a basis adapted, JSON: `gauge` (`g`; `energy`, E at g = 1
-and after each iteration; `moved`, the largest |log g|); `online`, a row per block and group (`block`, `layer`, `slots`, `rate`,
-`drift`, `turned`).
+and after each iteration; `moved`, the largest |log g|); `online`, a row per block and group (`block`, `layer`, `slots`,
+`rate`, `drift`, `turned`).
 """
 
 ITEMS = "items"
@@ -59,6 +59,14 @@ of a drafted token over seconds of a verification, and `predicted_speed_up` at t
 
 RUNS = "runs"
 """Artefact of stage `measure`: one row per timed run; see `nullarm.bench.session`."""
+
+SPECULATION = "speculation"
+"""Artefact of stage `measure` where an arm speculates and both stay in one process, JSON by arm (`treatment`,
+`control`), of its runs of the contrast that may be believed: `runs`, `rounds`, `draft_length` (γ); `proposed`,
+`judged`, `accepted` by position, as in `acceptance`; `alpha`, `tokens_per_round`; `cost_ratio`, seconds of a drafted
+token over those of a token that the control wrote, and `predicted_speed_up` at that ratio, which takes a verification
+to last as long as such a token; both null where the control is not the model as it is loaded, or none was drafted.
+"""
 
 ERRORS = "errors"
 """Artefact of stage `sweep`: one row per layer × group × rank; see `low_rank.sweep`."""

@@ -31,6 +31,11 @@ class TimedArm:
     factors: Path | None = None
     speculation: Mapping[str, Any] | None = None
 
+    @property
+    def as_loaded(self) -> bool:
+        """Whether it is the model as it is loaded, decoded as usual."""
+        return self.factors is None and self.speculation is None
+
 
 def timed_arm(name: str) -> TimedArm:
     """The arm that a name stands for.

@@ -68,10 +68,7 @@ def _line(measure: Measure, mine: Sequence[Check]) -> str:
     broken = sum(not check.kept for check in mine)
     told = f"NOT KEPT in {broken} of {len(mine)} comparisons" if broken else f"kept in all of {len(mine)} comparisons"
     form = {"throughput": "+.2%", "perplexity": ".1g", "variance ratio": ".3g"}[measure]
-    return (
-        f"{measure}, {ALLOWED[measure]}: {told}; "
-        f"furthest off: {worst.compared}, {worst.found:{form}}"
-    )
+    return f"{measure}, {ALLOWED[measure]}: {told}; furthest off: {worst.compared}, {worst.found:{form}}"
 
 
 def _again(sessions: Sequence[TimingSession]) -> Iterator[Check]:
@@ -88,7 +85,7 @@ def _controls(sessions: Sequence[TimingSession]) -> Iterator[Check]:
     medians: dict[str, dict[str, float]] = {}
     for session in sessions:
         speed = session.medians["control_tokens_per_s"]
-        if speed is not None:
+        if speed is not None and session.believed:
             medians.setdefault(session.contrast.control, {})[session.cell.id] = speed
     for control, found in medians.items():
         if len(found) > 1:

@@ -21,6 +21,7 @@ from nullarm.bench.runs import Phase, Run, State, run_table
 from nullarm.protocols.low_rank.tables import COMPRESS as COMPRESSION
 from nullarm.protocols.low_rank.tables import COSTS, EVALUATE, ITEMS, MEASURE, RUNS, TREATMENT
 from nullarm.protocols.low_rank.tables import SPECULATE as SPECULATION
+from nullarm.protocols.low_rank.tables import SPECULATION as SPECULATION_TIMED
 from nullarm.store.cell import Failure, write_failure
 from nullarm.store.lease import Leases
 from nullarm.store.record import Outcome
@@ -38,6 +39,10 @@ PROVENANCE = {"python": "3.11.7", "packages": {"torch": "2.13.0"}, "system": "Li
 SPECULATED = {
     "prompts": 3, "prompts_equal_to_greedy": 3, "acceptance": 0.75, "alpha": 0.875, "tokens_per_round": 3.25,
     "drafted_tokens": 20, "verifier_tokens": 7,
+}  # fmt: skip
+TIMED = {
+    "runs": 20, "draft_length": 4, "rounds": 9, "proposed": [9, 9, 9, 8], "judged": [9, 6, 5, 4],
+    "accepted": [6, 5, 4, 3], "alpha": 0.75, "tokens_per_round": 3.0, "cost_ratio": 0.25, "predicted_speed_up": 1.375,
 }  # fmt: skip
 SPECULATION_COSTS = {"cost_ratio": 0.5, "predicted_speed_up": 1.125}
 
@@ -128,6 +133,8 @@ def finish(
         told = list(runs or session())
         writer.table_artefact(RUNS, run_table(told))
         writer.table_artefact(BLOCKS, _blocks(told))
+        if cell.parameters["speculation"]:
+            writer.json_artefact(SPECULATION_TIMED, {"treatment": TIMED})
     writer.paths.log.write_text(printed, encoding="utf-8")
     writer.commit(metrics, outcome=outcome, reason=reason, seconds=1.0, provenance=provenance)
     assert store.observe(cell.id) is not None

@@ -23,7 +23,7 @@ SPECULATE: dict[str, Any] = {
     "speculation": {"drafter": "compress", "tokens": 3, "prompts": 3, "prompt_tokens": 8, "new_tokens": 9}
 }
 BENCH: dict[str, Any] = {
-    "blocks": 5, "again_blocks": 1, "slowed_blocks": 1, "tokens": 2, "prompt": "the",
+    "blocks": 5, "again_blocks": 2, "slowed_blocks": 2, "tokens": 2, "prompt": "the",
     "retries": 0, "warmup_max_runs": 1,
 }  # fmt: skip
 

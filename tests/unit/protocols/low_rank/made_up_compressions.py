@@ -30,6 +30,7 @@ from nullarm.protocols.low_rank.tables import (
     RUNS,
     SINGULAR_VALUES,
     SPECTRA,
+    SPECULATION,
     SWEEP,
     TREATMENT,
 )
@@ -198,6 +199,9 @@ def _session(writer: CellWriter, cell: Cell, trouble: Disturbed) -> dict[str, An
     runs = [run for block in session.blocks() for run in block]
     writer.table_artefact(RUNS, run_table(runs))
     writer.table_artefact(BLOCKS, _blocks(judged(runs)))
+    if cell.parameters["speculation"]:
+        told = {"alpha": 0.625, "cost_ratio": 0.25, "predicted_speed_up": 1.375}
+        writer.json_artefact(SPECULATION, {"treatment": told})
     return {"runs": len(runs)}
 
 

@@ -3,20 +3,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from factored_models import MODELS, ids, mixed
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nullarm.errors import FormatError, IntegrityError, ModelError, StorageError
 from nullarm.models.load import load_causal_lm
 from nullarm.models.reference import content_id
-from nullarm.protocols.low_rank.factored.checkpoint import from_bytes, load_compressed, read, save, to_bytes
+from nullarm.protocols.low_rank.factored.checkpoint import from_bytes, load_compressed, read, read_for, save, to_bytes
 from nullarm.protocols.low_rank.factored.factors import Compressed, Factors, Rounded
 from nullarm.protocols.low_rank.factored.install import install, replaced
 
@@ -144,6 +148,62 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         ModelError, match=r"base is another model than the one that .*arm was made from; got 'directory:"
     ):
         load_compressed(saved)
+
+
+def test_factors_of_another_base_are_not_handed_out(saved: Path) -> None:
+    assert equal(read_for(saved, REF, content_id(REF)), compressed())
+    words = (
+        r"builtin:world is another model than the one that .*arm was made from; got 'other'; valid: random:tiny-qwen2@"
+    )
+    with pytest.raises(ModelError, match=words):
+        read_for(saved, "builtin:world", "other")
+
+
+MEMORY = """
+import sys, torch
+from pathlib import Path
+from nullarm.protocols.low_rank.factored.checkpoint import read, save
+from nullarm.protocols.low_rank.factored.factors import Factors
+
+def most(): return next(1024 * int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
+
+def factors(n): return Factors(("o",), torch.ones(n, 4096), (torch.ones(4096, n),))
+
+save(sys.argv[1] + "/small", {(0, ("o",)): factors(1)}, model_ref="m", model_content_id="c", provenance={})
+read(sys.argv[1] + "/small")
+made = {(0, ("o",)): factors(4096)}
+before = most()
+save(sys.argv[1] + "/large", made, model_ref="m", model_content_id="c", provenance={})
+print(most() - before)
+made.clear()
+found = read(sys.argv[1] + "/large").compressed[0, ("o",)]
+assert float(found.basis.sum() + found.weights[0].sum()) == 2 * 4096**2
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is told by Linux")
+def test_saving_and_reading_hold_one_copy(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    saving, reading = map(int, done.stdout.split())
+    size = 2 * 4096**2 * 4
+    assert (tmp_path / "large" / TENSORS).stat().st_size > size
+    assert max(saving, reading) < size / 4
+
+
+def test_everyone_may_read_the_file_who_may_read_its_description(saved: Path) -> None:
+    assert (saved / TENSORS).stat().st_mode == (saved / CONFIG).stat().st_mode
+
+
+def test_what_safetensors_cannot_write_is_a_fault_of_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(StorageError, match=r"cannot write .*factors\.safetensors: I/O error: No space left"):
+        keep(tmp_path / "arm", compressed())
+    assert list((tmp_path / "arm").iterdir()) == []
 
 
 def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:

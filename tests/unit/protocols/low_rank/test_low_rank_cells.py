@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from low_rank_studies import BENCH, COMPRESS, QKV, SPECULATE, finished, laid, lo
 from low_rank_studies import weights_of as weights
 
 from nullarm.bench.runs import State, runs_of
-from nullarm.bench.session import Session
+from nullarm.bench.session import Instruments, Session
 from nullarm.bench.settings import BenchSettings
+from nullarm.bench.weather import Reading
 from nullarm.engines.inline import InlineEngine
 from nullarm.errors import DatasetError, Preempted
 from nullarm.models.load import load_causal_lm
@@ -40,6 +42,7 @@ from nullarm.protocols.low_rank.tables import (
     RANKS,
     RUNS,
     SINGULAR_VALUES,
+    SPECULATION,
     TREATMENT,
     VARIANCE,
 )
@@ -273,6 +276,20 @@ def test_compression_goes_on_from_the_layers_that_are_there(tmp_path: Path, monk
     assert {name: a.sha256 for name, a in here.items()} == {name: a.sha256 for name, a in there.items()}
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_going_on_with_other_blocks_of_layers_leaves_none_out(tmp_path: Path, before: int, after: int) -> None:
+    asked = low_rank_study({"w": ARMS["svd_llm"]}, layers_at_once=before)
+    store, cell = half_run(tmp_path / "study", asked, ("compress", "w"))
+    Opened(store, cell, stop_after=2).run(compress.run)
+    changed_cell = replace(cell, settings={**cell.settings, "layers_at_once": after})
+    assert changed_cell.id == cell.id
+    Opened(store, changed_cell).run(compress.run)
+    rows = finished(store, "compress", "w").table(GROUPS).to_pylist()
+    assert [row["layer"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    here = read(finished(store, "compress", "w").artefact(FACTORS)).compressed
+    assert sorted({layer for layer, _ in here}) == [0, 1, 2]
+
+
 def test_an_adapted_arm_that_was_stopped_ends_as_if_it_had_not(many: StudyStore, tmp_path: Path) -> None:
     store, cell = half_run(tmp_path / "study", study(), ("compress", "difference"))
     Opened(store, cell, stop_after=3).run(compress.run)  # all factors are there, before the stream
@@ -344,22 +361,51 @@ def test_a_session_that_is_killed_between_two_blocks_goes_on(tmp_path: Path) -> 
     store, cell = half_run(tmp_path / "study", asked, ("measure", None))
     first = Opened(store, cell, stop_after=3)
     first.run(measure.run)
-    kept = measure._committed(first.context)
+    kept, _ = measure._committed(first.context)
     assert len(kept) == 12
     Opened(store, cell).run(measure.run)
 
     done = finished(store, "measure")
     runs = runs_of(done.table(RUNS))
     assert runs[:12] == kept
-    assert [run.run for run in runs] == list(range(28))
+    assert [run.run for run in runs] == list(range(36))
     assert Counter((run.phase, run.arm) for run in runs) == {
-        ("contrast", "treatment"): 10, ("contrast", "control"): 10, ("again", "treatment"): 2, ("again", "control"): 2,
-        ("slowed", "treatment"): 2, ("slowed", "control"): 2,
+        ("contrast", "treatment"): 10, ("contrast", "control"): 10, ("again", "treatment"): 4, ("again", "control"): 4,
+        ("slowed", "treatment"): 4, ("slowed", "control"): 4,
     }  # fmt: skip
     undisturbed = finished(ran(tmp_path / "whole", asked), "measure").table(RUNS)
     order = ["run", "phase", "block", "attempt", "arm"]
     assert done.table(RUNS).select(order) == undisturbed.select(order)
     assert done.table(BLOCKS).column_names == ["item", "treatment", "control"]
+
+
+@contextmanager
+def quiet(_: torch.device) -> Iterator[Instruments]:
+    """Where nobody else computes."""
+    machine = SimulatedMachine(np.random.default_rng(0))
+    yield Instruments(lambda: Reading(0.002, 0.001), machine.watch)
+
+
+def test_the_counts_of_a_session_outlive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "instruments", quiet)
+    asked = low_rank_study({"spec": SPECULATE}, (timing("spec", "baseline"),), bench={**BENCH, "tokens": 6})
+    store, cell = half_run(tmp_path / "study", asked, ("measure", None))
+    Opened(store, cell, stop_after=3).run(measure.run)
+    Opened(store, cell).run(measure.run)
+    told = finished(store, "measure").json(SPECULATION)
+
+    assert list(told) == ["treatment"]
+    spec = told["treatment"]
+    assert (spec["runs"], spec["draft_length"]) == (10, 3)
+    assert 6 * 10 == sum(spec["accepted"]) + spec["rounds"]  # greedy, to the end: one of the verifier's a round
+    assert spec["tokens_per_round"] == 60 / spec["rounds"]
+    assert spec["cost_ratio"] > 0
+    assert spec["predicted_speed_up"] > 0
+
+
+def test_a_session_in_which_nobody_speculates_hands_on_no_counts(tmp_path: Path) -> None:
+    asked = low_rank_study(contrasts=(timing("compress", "baseline"),))
+    assert SPECULATION not in finished(ran(tmp_path / "study", asked), "measure").record.artefacts
 
 
 def test_the_blocks_of_a_session_are_mean_logarithms_of_runs_that_may_be_believed(many: StudyStore) -> None:

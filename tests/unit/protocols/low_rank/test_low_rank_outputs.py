@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from low_rank_outcomes import WEIGHTS, fail, finish, finish_all, outcome_store, session, tried_again
+from low_rank_outcomes import TIMED, WEIGHTS, fail, finish, finish_all, outcome_store, session, tried_again
 from low_rank_studies import low_rank_study, ran, the_cell
 
 from nullarm.bench.blocks import judged
@@ -210,7 +210,7 @@ def test_the_closing_block(whole: StudyStore) -> None:
     assert line(block, "compress ").endswith("of baseline")
     assert line(block, "baseline ").endswith("not timed")
     spec = line(block, "spec (drafts with compress): acceptance 0.750, α 0.875, 3.25 tokens a round;")
-    assert "speed-up 1.125 predicted, 1.10" in spec
+    assert "speed-up 1.125 predicted from the prompts, 1.375 predicted from the timed runs, 1.10" in spec
     assert spec.endswith("of baseline measured; 3 of 3 texts equal greedy decoding")
     assert line(block, "speed: CLEAN; A/A EQUIVALENT (")
     assert "positive control DIFFERENT (-4." in line(block, "speed: CLEAN")
@@ -240,6 +240,7 @@ def test_the_summary_has_the_numbers_behind_the_block(whole: StudyStore) -> None
     (spec,) = told["speculation"]
     assert (spec["acceptance"], spec["predicted_speed_up"], spec["settings"]["drafter"]) == (0.75, 1.125, "compress")
     assert spec["measured_speed_up"]["contrast"] == "spec_speed"
+    assert spec["timed_runs"] == TIMED
     assert [s["judgement"]["session"] for s in told["sessions"]] == ["CLEAN"] * 3
 
 
@@ -341,20 +342,23 @@ def test_what_was_measured_once_is_not_checked(store: StudyStore) -> None:
 
 
 def test_without_a_gpu_there_are_no_samples(whole: StudyStore) -> None:
-    header = "session,run,started_s,sm_clock_mhz,temperature_c,power_w,throttle\n"
+    header = "session,run,started_s,sm_clock_mhz,memory_clock_mhz,temperature_c,power_w,memory_used_bytes,throttle\n"
     assert (whole.paths.output / "gpu_query.csv").read_text() == header
 
 
 def test_samples_of_a_gpu_that_is_there(store: StudyStore) -> None:
-    seen = {"sm_clock_mhz": 1980.0, "temperature_c": 61.0, "power_w": 312.5, "throttle": "power cap"}
+    seen = {
+        "sm_clock_mhz": 1980.0, "memory_clock_mhz": 2619.0, "temperature_c": 61.0, "power_w": 312.5,
+        "memory_used_bytes": 3 << 29, "throttle": "power cap",
+    }  # fmt: skip
     runs = [replace(run, **seen) for run in session()]  # type: ignore[arg-type]
     finish_all(store, {"speed": runs})
     closing(store)
     rows = lines_of(store, "gpu_query.csv")
     assert len(rows) == len(runs)
     assert rows[1] == {
-        "session": "speed", "run": "1", "started_s": "2.0", "sm_clock_mhz": "1980.0", "temperature_c": "61.0",
-        "power_w": "312.5", "throttle": "power cap",
+        "session": "speed", "run": "1", "started_s": "2.0", "sm_clock_mhz": "1980.0", "memory_clock_mhz": "2619.0",
+        "temperature_c": "61.0", "power_w": "312.5", "memory_used_bytes": "1610612736", "throttle": "power cap",
     }  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def test_arms_of_equal_bytes_are_one_line_of_the_plan() -> None:
     assert len(notes) == 2
     assert notes[0].startswith("compress, raw: ")
     assert notes[0].endswith(" bytes in q, k, v")
-    assert notes[1].endswith("; rank 60 is above break-even in 3 of 3 groups")
+    assert notes[1].endswith("; above break-even in 3 of 3 groups: q+k+v")
 
 
 def test_a_model_of_unknown_shape_is_refused_by_name() -> None:

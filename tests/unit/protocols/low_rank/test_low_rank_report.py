@@ -219,6 +219,7 @@ def test_a_disturbed_session_is_marked_and_says_why(disturbed: StudyStore) -> No
     assert line(made, "What the sessions say", "speed")["session"] == "CONTAMINATED"
     assert line(made, "What the sessions say", "speed")["verdict"] == "INVALID"
     assert line(made, "What the sessions say", "speed")["p"] is None
+    assert {row[0]: row[1] for row in table(made, "Speculation").rows}["predicted speed-up, timed runs"] is None
     assert timing_sessions(disturbed)[0].judgement.estimate is not None
     assert line(made, "What each arm gains in speed", "compress")["tok/s ratio"] is None
     assert "Speed against perplexity" not in [getattr(b, "title", "") for s in made.sections for b in s.blocks]
@@ -237,6 +238,7 @@ def test_speculation(made: Document) -> None:
     assert found.columns == ("", "spec")
     assert (said["drafter"], said["α"], said["predicted speed-up"]) == ("compress", 0.75, 1.125)
     assert said["measured speed-up"] == pytest.approx(1.25, rel=0.01)
+    assert (said["α, timed runs"], said["predicted speed-up, timed runs"]) == (0.625, 1.375)
     assert said["texts equal to greedy"] == "2 of 3"
     assert any(note.startswith("spec: only 2 of 3 texts") for note in notes(made))
     by_position = series(plot(made, "Acceptance by position in the draft"))

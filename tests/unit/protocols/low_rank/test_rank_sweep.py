@@ -13,6 +13,7 @@ from nullarm.models.instantiate import instantiate
 from nullarm.models.load import load_tokenizer
 from nullarm.models.texts.world import WorldText
 from nullarm.protocols.low_rank import sweep as swept
+from nullarm.protocols.low_rank.allocation.settings import Budget
 from nullarm.protocols.low_rank.calibration.collect import collect
 from nullarm.protocols.low_rank.calibration.statistics import InputStatistics
 from nullarm.protocols.low_rank.methods.decompose import decompose
@@ -124,6 +125,15 @@ def test_a_rank_fits_its_share(slots: str, keep: float) -> None:
     assert rank == 1 or group.factored_numbers(rank) <= keep * group.dense_numbers
     assert rank == group.max_rank or group.factored_numbers(rank + 1) > keep * group.dense_numbers
     assert (rank > group.break_even) == (keep == 50.0)
+
+
+def test_a_share_is_taken_as_it_was_written_as_a_budget_takes_it() -> None:
+    group = Group(0, ("q",), 10, (10,))  # 20 numbers a rank
+    for number in range(1, 100):
+        share = number / 100
+        assert Budget(keep=share).numbers([group]) == number
+        assert rank_at(group, share) == max(1, number // 20)
+    assert int(0.29 * 100) == 28  # what binary fractions make of it
 
 
 def test_one_decomposition_gives_all_ranks_and_equal_ranks_are_said_once(

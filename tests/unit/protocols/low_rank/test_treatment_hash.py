@@ -8,7 +8,7 @@ import torch
 from factored_models import factored, ids, loaded, mixed
 
 from nullarm.protocols.low_rank.factored.install import install, replaced
-from nullarm.protocols.low_rank.factored.treatment import treatment_hash
+from nullarm.protocols.low_rank.factored.treatment import treatment_hash, weights_hash
 
 REF = "random:tiny-qwen2"
 
@@ -84,3 +84,8 @@ def test_half_precision_is_hashed_bit_by_bit() -> None:
     model.model.norm.weight.data.view(torch.int16)[3] ^= 1
     assert treatment_hash(model, ids())["weights"] != before["weights"]
     assert len(before["weights"]) == len(before["logits"]) == 64
+
+
+def test_the_hash_of_the_weights_is_that_of_the_treatment_without_a_pass() -> None:
+    model = loaded()
+    assert weights_hash(model) == treatment_hash(model, ids())["weights"]

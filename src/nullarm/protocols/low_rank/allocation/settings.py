@@ -76,6 +76,13 @@ class Budget(Strict):
         if self.rank is not None:
             return sum(group.factored_numbers(min(self.rank, group.max_rank)) for group in groups)
         if self.keep is not None:
-            # as it was written: 0.29 of 100 is 29, and not the 28 that binary fractions make of it
-            return int(Decimal(str(self.keep)) * sum(group.dense_numbers for group in groups))
+            return share_of(self.keep, sum(group.dense_numbers for group in groups))
         raise StudyError("this budget is another arm's, and has no numbers of its own", value=self.same_bytes_as)
+
+
+def share_of(keep: float, numbers: int) -> int:
+    """The most numbers that are a share `keep` of so many.
+
+    The share is taken as it was written: 0.29 of 100 is 29, and not the 28 that binary fractions make of it.
+    """
+    return int(Decimal(str(keep)) * numbers)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.low_rank.cells.factorising import Block, Factorising
+from nullarm.protocols.low_rank.cells.factorising import Factorising
 from nullarm.protocols.low_rank.cells.reading import generator, go_on
 from nullarm.protocols.low_rank.factored.checkpoint import from_bytes, save, to_bytes
 from nullarm.protocols.low_rank.factored.factors import Compressed
@@ -25,10 +25,10 @@ TYPES = pa.schema(
 
 
 def run(context: CellContext) -> CellResult:
-    """Compress one arm's matrices, some layers at a time.
+    """Compress one arm's matrices, layer by layer.
 
     Raises:
-        Preempted: Asked to stop between two blocks of layers.
+        Preempted: Asked to stop between two layers.
         ModelError: The model is missing, or has other matrices than the protocol knows.
         StudyError: The budget does not pay for the least ranks, or the method has no gauge.
         DatasetError: The train split is too short.
@@ -37,30 +37,31 @@ def run(context: CellContext) -> CellResult:
     compressed: Compressed = {}
     rows: list[dict[str, Any]] = []
     history: dict[str, Any] = {}
-    for block in work.blocks():
-        go_on(context, f"layers {block.layers[0]} to {block.layers[-1]}")
-        made = writer.scratch_chunk(f"factors-{block.number:04d}", "safetensors", partial(_encoded, block))
+    for layer in work.layers:
+        go_on(context, f"layer {layer}")
+        made = writer.scratch_chunk(f"factors-{layer:04d}", "safetensors", partial(_encoded, work, layer))
         compressed |= from_bytes(made)
         if work.online is None:
-            rows += _rows(context, block, compressed)
-        context.progress(block.layers[-1] + 1, work.layers[-1] + 1, "layers")
+            rows += _rows(context, work, layer, compressed)
+        context.progress(layer + 1, work.layers[-1] + 1, "layers")
     if work.gauge is not None:
         history["gauge"] = work.gauge.to_json()
     if work.online is not None:
         go_on(context, "bases were adapted")
         compressed, history["online"] = _adapted(context, work, work.online, compressed)
-        for block in work.blocks():
-            rows += _rows(context, block, compressed)
+        for layer in work.layers:
+            rows += _rows(context, work, layer, compressed)
     _hand_on(context, compressed, rows, history)
     return CellResult({"bytes": sum(made.nbytes for made in compressed.values()), "groups": len(compressed)})
 
 
-def _encoded(block: Block) -> bytes:
-    return to_bytes(block.factors())
+def _encoded(work: Factorising, layer: int) -> bytes:
+    return to_bytes(work.layer(layer))
 
 
-def _rows(context: CellContext, block: Block, compressed: Compressed) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = context.writer.json_chunk(f"rows-{block.number:04d}", partial(block.rows, compressed))
+def _rows(context: CellContext, work: Factorising, layer: int, compressed: Compressed) -> list[dict[str, Any]]:
+    made = partial(work.rows, layer, compressed)
+    found: list[dict[str, Any]] = context.writer.json_chunk(f"rows-{layer:04d}", made)
     return found
 
 

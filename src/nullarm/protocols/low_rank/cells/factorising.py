@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,9 +13,8 @@ from torch import Tensor
 from nullarm.protocols.base import CellContext
 from nullarm.protocols.low_rank.allocation.allocate import Spectra, allocate
 from nullarm.protocols.low_rank.allocation.settings import Allocation
-from nullarm.protocols.low_rank.calibration.collect import collect
-from nullarm.protocols.low_rank.calibration.statistics import InputStatistics
-from nullarm.protocols.low_rank.cells.reading import calibration_batches, layer_blocks, model_of
+from nullarm.protocols.low_rank.calibration.layers import LayerInputs
+from nullarm.protocols.low_rank.cells.reading import calibration_batches, model_of
 from nullarm.protocols.low_rank.factored.factors import Compressed, Factors, Rounded
 from nullarm.protocols.low_rank.gauge import GaugeFit, Truncation, fit_gauge, gauged_factors, role_of
 from nullarm.protocols.low_rank.gauge_settings import GaugeSettings
@@ -26,7 +23,7 @@ from nullarm.protocols.low_rank.methods.reconstruction import output_error, weig
 from nullarm.protocols.low_rank.methods.rounding import round_to_nearest
 from nullarm.protocols.low_rank.methods.settings import Method, RoundToNearest, WhitenedGrc
 from nullarm.protocols.low_rank.online.settings import OnlineSettings
-from nullarm.protocols.low_rank.slots import INPUTS, Group, groups, linear
+from nullarm.protocols.low_rank.slots import Group, groups, linear
 from nullarm.protocols.low_rank.tables import VARIANCE
 
 
@@ -76,38 +73,36 @@ class Factorising:
         found: list[int] = self.context.writer.json_chunk("ranks", self._allocate)
         return found
 
-    def blocks(self) -> Iterator[Block]:
-        """The groups, some layers at a time."""
-        at_once = int(self.context.cell.settings["layers_at_once"])
-        for number, layers in enumerate(layer_blocks(self.layers, at_once)):
-            yield Block(self, number, layers)
-
     def weights(self, group: Group) -> tuple[Tensor, ...]:
         """The matrices of a group, `[out_i, in]` each."""
         return tuple(linear(self.model, group.layer, slot).weight.detach() for slot in group.slots)
 
-    def factors(self, group: Group, rank: int, inputs: InputStatistics | None) -> Factors | Rounded:
-        """What takes the place of a group's matrices, in the model's dtype.
+    def layer(self, number: int) -> Compressed:
+        """Factors of the groups of one layer."""
+        pairs = zip(self.groups, self.ranks, strict=True)
+        return {(g.layer, g.slots): self._factors(g, rank) for g, rank in pairs if g.layer == number}
 
-        Args:
-            group: Which.
-            rank: Of the basis; not looked at where matrices are rounded.
-            inputs: What the matrices read; None where the method need not know.
-        """
+    def rows(self, number: int, compressed: Compressed) -> list[dict[str, Any]]:
+        """A row of table `groups` for each group of one layer."""
+        return [self._row(g, compressed[g.layer, g.slots]) for g in self.groups if g.layer == number]
+
+    def _factors(self, group: Group, rank: int) -> Factors | Rounded:
+        """What takes the place of a group's matrices, in the model's dtype."""
         weights = self.weights(group)
         if isinstance(self.method, RoundToNearest):
             return round_to_nearest(weights[0], self.method.bits, self.method.block, slot=group.slots[0])
         if self.gauge is not None:
             basis, factors = gauged_factors(self.method, weights, rank, role_of(group.slots), self.gauge.g)
         else:
+            inputs = None if self.method.needs == "nothing" else self.inputs.of(group)
             basis, factors = decompose(self.method, weights, inputs).truncate(rank)
         dtype = weights[0].dtype
         return Factors(group.slots, basis.to(dtype), tuple(factor.to(dtype) for factor in factors))
 
-    def inputs(self, layers: list[int]) -> dict[tuple[int, str], InputStatistics]:
-        """Statistics of what the groups of some layers read."""
-        names = {INPUTS[group.slots[0]] for group in self.groups}
-        return collect(self.model, self.batches, layers=layers, inputs=names)
+    @cached_property
+    def inputs(self) -> LayerInputs:
+        """What the groups read."""
+        return LayerInputs(self.model, self.batches, self.groups, int(self.context.cell.settings["layers_at_once"]))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -135,67 +130,20 @@ class Factorising:
 
     def _whitened(self) -> Spectra:
         """Singular values of what each group makes of its inputs."""
-        found: dict[tuple[int, tuple[str, ...]], Any] = {}
-        for layers in layer_blocks(self.layers, int(self.context.cell.settings["layers_at_once"])):
-            inputs = self.inputs(layers)
-            for group in self.groups:
-                if group.layer in layers:
-                    read = inputs[group.layer, INPUTS[group.slots[0]]]
-                    whitened = decompose(WhitenedGrc(), self.weights(group), read)
-                    found[group.layer, group.slots] = whitened.singular_values.cpu().numpy()
-        return found
-
-
-@dataclass
-class Block:
-    """The groups of some layers.
-
-    Attributes:
-        work: The arm's.
-        number: Of the block, from 0.
-        layers: Numbers of its layers.
-    """
-
-    work: Factorising
-    number: int
-    layers: list[int]
-
-    @property
-    def groups(self) -> dict[Group, int]:
-        """Its groups, with their ranks."""
-        pairs = zip(self.work.groups, self.work.ranks, strict=True)
-        return {group: rank for group, rank in pairs if group.layer in self.layers}
-
-    @cached_property
-    def inputs(self) -> dict[tuple[int, str], InputStatistics]:
-        """What its groups read."""
-        return self.work.inputs(self.layers)
-
-    def factors(self) -> Compressed:
-        """Factors of its groups."""
-        asks = self.work.method.needs != "nothing"
         return {
-            (group.layer, group.slots): self.work.factors(group, rank, self._read(group) if asks else None)
-            for group, rank in self.groups.items()
-        }
-
-    def rows(self, compressed: Compressed) -> list[dict[str, Any]]:
-        """A row of table `groups` for each of its groups."""
-        return [self._row(group, compressed[group.layer, group.slots]) for group in self.groups]
-
-    def _read(self, group: Group) -> InputStatistics:
-        return self.inputs[group.layer, INPUTS[group.slots[0]]]
+            (group.layer, group.slots): decompose(WhitenedGrc(), self.weights(group), self.inputs.of(group))
+            .singular_values.cpu().numpy()
+            for group in self.groups
+        }  # fmt: skip
 
     def _row(self, group: Group, made: Factors | Rounded) -> dict[str, Any]:
-        weights = self.work.weights(group)
-        device = weights[0].device
-        basis: Tensor | None
-        factors: tuple[Tensor, ...]
-        if isinstance(made, Rounded):
-            basis, factors = None, (made.weight(torch.float32).to(device),)
-        else:
+        weights = self.weights(group)
+        device, ranked = weights[0].device, isinstance(made, Factors)
+        basis: Tensor | None = None
+        if isinstance(made, Factors):
             basis, factors = made.basis.to(device), tuple(factor.to(device) for factor in made.weights)
-        ranked = isinstance(made, Factors)
+        else:
+            factors = (made.weight(torch.float32).to(device),)
         return {
             "layer": group.layer,
             "slots": "+".join(group.slots),
@@ -205,5 +153,5 @@ class Block:
             "bytes": made.nbytes,
             "dense_bytes": sum(weight.nbytes for weight in weights),
             "weight_error": weight_error(weights, basis, factors),
-            "output_error": output_error(weights, basis, factors, self._read(group)),
+            "output_error": output_error(weights, basis, factors, self.inputs.of(group)),
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,11 @@ from nullarm.bench.session import Session
 from nullarm.bench.settings import BenchSettings
 from nullarm.protocols.base import CellContext, CellResult
 from nullarm.protocols.low_rank.cells.reading import device
-from nullarm.protocols.low_rank.tables import FACTORS, RUNS
+from nullarm.protocols.low_rank.speculation.result import Speculation, speculation_of
+from nullarm.protocols.low_rank.speculation.session import predictions
+from nullarm.protocols.low_rank.tables import FACTORS, RUNS, SPECULATION
 from nullarm.protocols.low_rank.timed_arm import TimedArm
-from nullarm.protocols.low_rank.timing import Subjects, runner
+from nullarm.protocols.low_rank.timing import Resident, Subjects, runner
 from nullarm.stats.throughput import block_scores
 from nullarm.store.tables import BLOCKS
 
@@ -27,29 +31,44 @@ def run(context: CellContext) -> CellResult:
 
     Raises:
         Preempted: Asked to stop between two blocks.
-        ModelError: The model is missing or unreadable.
+        ModelError: The model is missing or unreadable, or another one than the factors were made from.
         UsageError: The prompt with what is written after it is longer than the model's context.
     """
     settings = BenchSettings.model_validate(context.cell.parameters["bench"])
-    done = _committed(context)
+    done, counts = _committed(context)
+    timed = runner(_subjects(context, settings))
     with instruments(torch.device(device())) as looking:
-        session = Session(
-            settings, runner(_subjects(context, settings)), looking, rng=np.random.default_rng(context.cell.seed)
-        )
+        session = Session(settings, timed, looking, rng=np.random.default_rng(context.cell.seed))
         for runs in session.blocks(done, should_stop=context.should_stop, progress=context.progress):
-            context.writer.table_chunk(_key(len(done)), partial(run_table, runs))
+            found = timed.counted(runs) if isinstance(timed, Resident) else {}
+            context.writer.json_chunk(_key(len(done)), partial(_chunk, runs, found))
             done += runs
+            counts |= found
     context.writer.table_artefact(RUNS, run_table(done))
     context.writer.table_artefact(BLOCKS, _blocks(done, settings))
+    if counts:
+        plain = _arm(context, "control").as_loaded
+        context.writer.json_artefact(SPECULATION, predictions(done, counts, plain=plain))
     return CellResult({})  # whatever is counted here, no two sessions agree in it
 
 
-def _committed(context: CellContext) -> list[Run]:
-    """The runs of an earlier attempt."""
+def _chunk(runs: list[Run], counts: dict[int, Speculation]) -> dict[str, Any]:
+    """A block and what it counted in one chunk, so that a kill never parts them."""
+    return {
+        "runs": [asdict(run) for run in runs],
+        "counts": [{"run": number, **asdict(counted)} for number, counted in counts.items()],
+    }
+
+
+def _committed(context: CellContext) -> tuple[list[Run], dict[int, Speculation]]:
+    """The runs of earlier attempts, and what they counted, by number of the run."""
     done: list[Run] = []
+    counts: dict[int, Speculation] = {}
     while context.writer.has_chunk(_key(len(done))):
-        done += runs_of(context.writer.table_chunk(_key(len(done)), partial(run_table, ())))
-    return done
+        found = context.writer.json_chunk(_key(len(done)), dict)
+        done += runs_of(pa.Table.from_pylist(found["runs"]))
+        counts |= {row["run"]: speculation_of(row) for row in found["counts"]}
+    return done, counts
 
 
 def _key(runs_before: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,6 @@ def generator(context: CellContext, place: torch.device | str, *more: int) -> to
     """Random numbers of this cell on a device: other ones for each seed and draw of an arm, and for each of `more`."""
     seed = np.random.SeedSequence([context.cell.seed, context.cell.replicate or 0, *more]).generate_state(1, np.uint64)
     return torch.Generator(place).manual_seed(int(seed[0]))
-
-
-def layer_blocks(layers: Sequence[int], at_once: int) -> Iterator[list[int]]:
-    """The layers, so many at a time."""
-    for first in range(0, len(layers), at_once):
-        yield list(layers[first : first + at_once])
 
 
 def go_on(context: CellContext, before: str) -> None:

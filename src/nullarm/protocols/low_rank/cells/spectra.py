@@ -9,18 +9,19 @@ import numpy as np
 import pyarrow as pa
 
 from nullarm.protocols.base import CellContext, CellResult
-from nullarm.protocols.low_rank.calibration.collect import collect, hidden_variance
-from nullarm.protocols.low_rank.cells.reading import calibration_batches, go_on, layer_blocks, model_of
+from nullarm.protocols.low_rank.calibration.collect import hidden_variance
+from nullarm.protocols.low_rank.calibration.layers import LayerInputs
+from nullarm.protocols.low_rank.cells.reading import calibration_batches, go_on, model_of
 from nullarm.protocols.low_rank.slots import INPUTS, Group, groups
 from nullarm.protocols.low_rank.spectra import Spectrum, ranks_table, singular_values_table, spectra
 from nullarm.protocols.low_rank.tables import RANKS, SINGULAR_VALUES, VARIANCE
 
 
 def run(context: CellContext) -> CellResult:
-    """Look at the matrices, some layers at a time.
+    """Look at the matrices, layer by layer.
 
     Raises:
-        Preempted: Asked to stop between two blocks of layers.
+        Preempted: Asked to stop between two layers.
         ModelError: The model is missing, or has other matrices than the protocol knows.
         DatasetError: The train split is too short.
     """
@@ -29,14 +30,13 @@ def run(context: CellContext) -> CellResult:
     found = groups(context.cell.settings["model"], context.cell.parameters["slots"], shared=False)
     layers = sorted({group.layer for group in found})
     variance = context.writer.json_chunk("variance", lambda: hidden_variance(model, batches).tolist())
+    inputs = LayerInputs(model, batches, found, int(context.cell.settings["layers_at_once"]))
     tables = []
-    for number, block in enumerate(layer_blocks(layers, int(context.cell.settings["layers_at_once"]))):
-        go_on(context, f"layers {block[0]} to {block[-1]}")
-        mine = [group for group in found if group.layer in block]
-        tables.append(
-            context.writer.table_chunk(f"spectra-{number:04d}", partial(_values, model, batches, mine, block))
-        )
-        context.progress(block[-1] + 1, len(layers), "layers")
+    for layer in layers:
+        go_on(context, f"layer {layer}")
+        mine = [group for group in found if group.layer == layer]
+        tables.append(context.writer.table_chunk(f"spectra-{layer:04d}", partial(_values, model, mine, inputs)))
+        context.progress(layer + 1, len(layers), "layers")
     values = pa.concat_tables(tables)
     context.writer.table_artefact(SINGULAR_VALUES, values)
     context.writer.table_artefact(RANKS, ranks_table(_spectra_of(values, found)))
@@ -44,9 +44,9 @@ def run(context: CellContext) -> CellResult:
     return CellResult({"matrices": len(found), "tokens": sum(ids.numel() for ids in batches)})
 
 
-def _values(model: Any, batches: list[Any], found: list[Group], layers: list[int]) -> pa.Table:
-    inputs = collect(model, batches, layers=layers, inputs={INPUTS[group.slots[0]] for group in found})
-    return singular_values_table(spectra(model, found, inputs))
+def _values(model: Any, found: list[Group], inputs: LayerInputs) -> pa.Table:
+    read = {(group.layer, INPUTS[group.slots[0]]): inputs.of(group) for group in found}
+    return singular_values_table(spectra(model, found, read))
 
 
 def _spectra_of(values: pa.Table, found: list[Group]) -> list[Spectrum]:

@@ -14,13 +14,13 @@ from nullarm.bench.decoding import GreedyDecoding
 from nullarm.errors import DatasetError
 from nullarm.models.texts.factory import make_text
 from nullarm.protocols.base import CellContext, CellResult
+from nullarm.protocols.low_rank.cells.loading import factors_of
 from nullarm.protocols.low_rank.cells.reading import generator, go_on, model_of
-from nullarm.protocols.low_rank.factored.checkpoint import read
 from nullarm.protocols.low_rank.factored.install import install
 from nullarm.protocols.low_rank.speculation.decoder import speculate
 from nullarm.protocols.low_rank.speculation.rejection import rule
-from nullarm.protocols.low_rank.speculation.result import Round, Speculation, pooled
-from nullarm.protocols.low_rank.tables import ACCEPTANCE, COSTS, FACTORS
+from nullarm.protocols.low_rank.speculation.result import Speculation, pooled, speculation_of
+from nullarm.protocols.low_rank.tables import ACCEPTANCE, COSTS
 from nullarm.protocols.low_rank.timing import twin
 
 PROMPTS_PER_CHUNK = 16
@@ -31,12 +31,12 @@ def run(context: CellContext) -> CellResult:
 
     Raises:
         Preempted: Asked to stop between two chunks.
-        ModelError: The model is missing or unreadable.
+        ModelError: The model is missing or unreadable, or another one than the drafter was made from.
         DatasetError: The test split has too few documents of this length.
     """
     verifier, tokenizer = model_of(context)
     drafter = twin(verifier)
-    install(drafter, read(context.needs["drafter"].artefact(FACTORS)).compressed)
+    install(drafter, factors_of(context, "drafter"))
     prompts = _prompts(context, tokenizer)
     written: list[dict[str, Any]] = []
     for start in range(0, len(prompts), PROMPTS_PER_CHUNK):
@@ -45,7 +45,7 @@ def run(context: CellContext) -> CellResult:
         made = partial(_written, context, verifier, drafter, dict(enumerate(part, start)))
         written += context.writer.json_chunk(f"prompts-{start:05d}", made)
         context.progress(len(written), len(prompts), "prompts")
-    found = [_speculation(one) for one in written]
+    found = [speculation_of(one) for one in written]
     total = pooled(found)
     context.writer.table_artefact(ACCEPTANCE, pa.Table.from_pylist(_rows(found)))
     costs = {"cost_ratio": total.cost_ratio, "predicted_speed_up": total.predicted_speed_up}
@@ -87,11 +87,6 @@ def _prompts(context: CellContext, tokenizer: Any) -> list[Tensor]:
             valid=f"at least speculation.prompts, {said['prompts']}",
         )  # fmt: skip
     return found[: said["prompts"]]
-
-
-def _speculation(row: dict[str, Any]) -> Speculation:
-    rounds = tuple(Round(**one) for one in row["rounds"])
-    return Speculation(tuple(row["tokens"]), row["draft_length"], row["prefill_s"], rounds)
 
 
 def _rows(found: list[Speculation]) -> list[dict[str, int]]:

@@ -16,22 +16,25 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from nullarm.errors import FormatError, IntegrityError, ModelError
+from nullarm.errors import FormatError, IntegrityError, ModelError, StorageError
 from nullarm.models.load import load_causal_lm
 from nullarm.models.reference import content_id
 from nullarm.protocols.low_rank.factored.encoding import decode, encode
 from nullarm.protocols.low_rank.factored.factors import Compressed
 from nullarm.protocols.low_rank.factored.install import install
-from nullarm.store.atomic import make_directory, write_bytes
-from nullarm.store.files import encode_json, read_json, sha256_bytes
+from nullarm.store.atomic import TEMP_PREFIX, make_directory, publish_file, storage_errors, write_bytes
+from nullarm.store.files import encode_json, read_json, sha256_bytes, sha256_path, size_bytes
 
 FORMAT = 1
 CONFIG_FILE = "compression.json"
@@ -48,7 +51,7 @@ class Saved:
         model_ref: Reference of the model that was compressed.
         model_content_id: What it was then.
         provenance: What the writer says of the making.
-        compressed: The matrices, on the CPU.
+        compressed: The matrices, on the CPU: pages of the file, read when they are looked at.
     """
 
     model_ref: str
@@ -67,6 +70,8 @@ def save(
 ) -> None:
     """Write compressed matrices, their description last: a save that was cut short can be made again.
 
+    Matrices on the CPU are written from where they lie: at no time are there two copies of them.
+
     Args:
         directory: Made where there is none.
         compressed: The matrices, in whatever dtype and on whatever device.
@@ -83,18 +88,17 @@ def save(
         raise ModelError(
             f"{directory} has a compressed model already", value=CONFIG_FILE, next_command="save to another directory"
         )
-    data = to_bytes(compressed)
-    described = {
+    tensors, groups = encode(compressed)
+    described: dict[str, Any] = {
         "format": FORMAT,
         "base": {"model": model_ref, "content_id": model_content_id},
-        "groups": _header(data),
-        "tensors": {"bytes": len(data), "sha256": sha256_bytes(data)},
+        "groups": groups,
         "provenance": dict(provenance),
     }
-    config = encode_json({**described, "sha256": _own_hash(described)})
+    encode_json(described)  # what is no JSON is refused before anything is written
     make_directory(directory)
-    write_bytes(directory / TENSOR_FILE, data)
-    write_bytes(directory / CONFIG_FILE, config)
+    described["tensors"] = _write_tensors(directory / TENSOR_FILE, tensors, groups)
+    write_bytes(directory / CONFIG_FILE, encode_json({**described, "sha256": _own_hash(described)}))
 
 
 def read(directory: Path | str) -> Saved:
@@ -107,9 +111,36 @@ def read(directory: Path | str) -> Saved:
     """
     directory = Path(directory)
     described = _read_config(_existing(directory / CONFIG_FILE))
-    data = _read_checked(_existing(directory / TENSOR_FILE), described["tensors"])
+    path = _existing(directory / TENSOR_FILE)
+    _check(path, described["tensors"])
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     base = described["base"]
-    return Saved(base["model"], base["content_id"], described["provenance"], from_bytes(data))
+    return Saved(base["model"], base["content_id"], described["provenance"], decode(tensors, described["groups"]))
+
+
+def read_for(directory: Path | str, ref: str, base_content_id: str) -> Compressed:
+    """Read compressed matrices that are to be put into a model: into the one that they were made from, no other.
+
+    Args:
+        directory: Of `save`.
+        ref: Reference of the model, for messages.
+        base_content_id: Its `nullarm.models.content_id` as it was loaded.
+
+    Raises:
+        ModelError: A file is missing, or the model is another one than the matrices were made from.
+        FormatError: A newer nullarm wrote it.
+        IntegrityError: A file is cut short or altered.
+    """
+    saved = read(directory)
+    if base_content_id != saved.model_content_id:
+        raise ModelError(
+            f"{ref} is another model than the one that {directory} was made from",
+            value=base_content_id,
+            valid=saved.model_content_id,
+            next_command="compress the model as it is now, or bring back what it was",
+        )
+    return saved.compressed
 
 
 def load_compressed(directory: Path | str, *, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
@@ -125,22 +156,15 @@ def load_compressed(directory: Path | str, *, device: str = "cpu", dtype: str = 
         FormatError: A newer nullarm wrote it.
         IntegrityError: A file is cut short or altered.
     """
-    saved = read(directory)
-    found = content_id(saved.model_ref)
-    if found != saved.model_content_id:
-        raise ModelError(
-            f"{saved.model_ref} is another model than the one that {directory} was made from",
-            value=found,
-            valid=saved.model_content_id,
-            next_command="compress the model as it is now, or bring back what it was",
-        )
-    model, tokenizer = load_causal_lm(saved.model_ref, device=device, dtype=dtype)
-    install(model, saved.compressed)
+    ref = _read_config(_existing(Path(directory) / CONFIG_FILE))["base"]["model"]
+    compressed = read_for(directory, ref, content_id(ref))
+    model, tokenizer = load_causal_lm(ref, device=device, dtype=dtype)
+    install(model, compressed)
     return model, tokenizer
 
 
 def to_bytes(compressed: Compressed) -> bytes:
-    """Compressed matrices as a safetensors file that describes itself."""
+    """Some compressed matrices as a safetensors file that describes itself; `save` holds no second copy."""
     tensors, groups = encode(compressed)
     data: bytes = safetensors.torch.save(tensors, {"groups": json.dumps(groups)})
     return data
@@ -188,13 +212,36 @@ def _read_config(path: Path) -> dict[str, Any]:
     return described
 
 
-def _read_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
-    data = path.read_bytes()
-    if len(data) != expected["bytes"]:
-        raise IntegrityError(f"{path} has {len(data)} of {expected['bytes']} bytes", next_command=_SAVE_AGAIN)
-    if sha256_bytes(data) != expected["sha256"]:
+def _check(path: Path, expected: Mapping[str, Any]) -> None:
+    if (found := size_bytes(path)) != expected["bytes"]:
+        raise IntegrityError(f"{path} has {found} of {expected['bytes']} bytes", next_command=_SAVE_AGAIN)
+    if sha256_path(path) != expected["sha256"]:
         raise IntegrityError(f"{path} is damaged: its SHA-256 differs", next_command=_SAVE_AGAIN)
-    return data
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the file, and say its size and hash."""
+    staging = path.with_name(f"{TEMP_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        with _written_by_safetensors(path):
+            staging.touch()
+            mode = staging.stat().st_mode
+            safetensors.torch.save_file(dict(tensors), staging, {"groups": json.dumps(groups)})
+            staging.chmod(mode)  # safetensors puts a file of its own there, for the owner's eyes only
+        found = {"bytes": size_bytes(staging), "sha256": sha256_path(staging)}
+        publish_file(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    return found
+
+
+@contextmanager
+def _written_by_safetensors(path: Path) -> Iterator[None]:
+    try:
+        with storage_errors(path):
+            yield
+    except SafetensorError as error:
+        raise StorageError(f"cannot write {path}: {error}", next_command="check the disk, then save again") from error
 
 
 def _own_hash(described: Mapping[str, Any]) -> str:

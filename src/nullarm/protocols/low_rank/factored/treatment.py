@@ -17,19 +17,26 @@ def treatment_hash(model: Any, probe_ids: Tensor) -> dict[str, str]:
         probe_ids: Token ids, `[batch, position]`.
 
     Returns:
-        `weights`: SHA-256 of all parameters and buffers in the order of their names, with name, dtype and shape (a
-        factored matrix is another treatment than its product). `logits`: SHA-256 of the fp32 logits on the probe, which
-        are the same only on one kind of device with one number of threads.
+        `weights`: `weights_hash`, which alone decides whether two arms are one. `logits`: SHA-256 of the fp32 logits on
+        the probe, which are the same only on one kind of device with one number of threads.
+    """
+    with torch.no_grad():
+        output = model(input_ids=probe_ids.to(model.device), use_cache=False).logits.float()
+    logits = hashlib.sha256()
+    _update(logits, "logits", output)
+    return {"weights": weights_hash(model), "logits": logits.hexdigest()}
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 of all parameters and buffers in the order of their names, with name, dtype and shape.
+
+    A factored matrix is another treatment than its product.
     """
     weights = hashlib.sha256()
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in sorted(named, key=lambda pair: pair[0]):
         _update(weights, name, tensor)
-    with torch.no_grad():
-        output = model(input_ids=probe_ids.to(model.device), use_cache=False).logits.float()
-    logits = hashlib.sha256()
-    _update(logits, "logits", output)
-    return {"weights": weights.hexdigest(), "logits": logits.hexdigest()}
+    return weights.hexdigest()
 
 
 def _update(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:

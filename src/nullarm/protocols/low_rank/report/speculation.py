@@ -42,13 +42,15 @@ def _numbers(found: Sequence[SpeculationResult]) -> Table:
         rows=tuple((name, *(column[name] for column in columns)) for name in columns[0]),
         cells=tuple(tuple(id_ for one in found for id_ in _cells(one)) for _ in columns[0]),
         caption="α: how likely a drafted token stays, given that those before it did; acceptance also counts tokens "
-        "behind a refused one. Cost ratio c: seconds per drafted token over seconds per verification. Predicted: "
-        "(1 − α^(γ+1)) / ((1 − α)(γ c + 1)). Tokens that the verifier made are never counted as accepted.",
+        "behind a refused one. Cost ratio c: seconds per drafted token over seconds per verification; "
+        "of the timed runs, over seconds per token of the control. Predicted: (1 − α^(γ+1)) / ((1 − α)(γ c + 1)), at "
+        "the α and c of the evaluation prompts, or of the very runs that were timed. "
+        "Tokens that the verifier made are never counted as accepted.",
     )
 
 
 def _column(one: SpeculationResult) -> dict[str, Value]:
-    said, m = one.cell.parameters["speculation"], one.metrics
+    said, m, timed = one.cell.parameters["speculation"], one.metrics, one.timed or {}
     ends = one.speed.ratio_interval if one.speed else None
     equal = m["prompts_equal_to_greedy"]
     return {
@@ -63,6 +65,9 @@ def _column(one: SpeculationResult) -> dict[str, Value]:
         "tokens by the verifier": m["verifier_tokens"],
         "cost ratio c": m["cost_ratio"],
         "predicted speed-up": m["predicted_speed_up"],
+        "α, timed runs": timed.get("alpha"),
+        "cost ratio c, timed runs": timed.get("cost_ratio"),
+        "predicted speed-up, timed runs": timed.get("predicted_speed_up"),
         "measured speed-up": one.speed.ratio if one.speed else None,
         "measured, interval": f"{show(ends.low)} to {show(ends.high)}" if ends else None,
         "measured against": one.speed.contrast.control if one.speed else None,

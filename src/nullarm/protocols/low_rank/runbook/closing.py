@@ -97,10 +97,14 @@ def _speculated(contents: Contents, result: SpeculationResult) -> str:
     equal = found["prompts_equal_to_greedy"]
     greedy = "" if equal is None else f"; {equal} of {found['prompts']} texts equal greedy decoding"
     measured = _ratio(session) if session else "not"
+    again = ""
+    if session and result.timed:
+        again = f", {_number(result.timed['predicted_speed_up'], '.3f')} predicted from the timed runs"
     return (
         f"acceptance {_number(found['acceptance'], '.3f')}, α {_number(found['alpha'], '.3f')}, "
         f"{_number(found['tokens_per_round'], '.2f')} tokens a round; "
-        f"speed-up {_number(found['predicted_speed_up'], '.3f')} predicted, {measured} measured{greedy}"
+        f"speed-up {_number(found['predicted_speed_up'], '.3f')} predicted from the prompts{again}, "
+        f"{measured} measured{greedy}"
     )
 
 

@@ -14,7 +14,7 @@ from nullarm.protocols.low_rank.runbook.files import write_data, write_text
 from nullarm.protocols.low_rank.sessions import TimingSession
 from nullarm.store.study_store import StudyStore
 
-SAMPLED = ("sm_clock_mhz", "temperature_c", "power_w", "throttle")
+SAMPLED = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w", "memory_used_bytes", "throttle")
 """Columns of the run table that a GPU fills."""
 
 

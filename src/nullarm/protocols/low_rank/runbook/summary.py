@@ -86,7 +86,8 @@ def _speculation(contents: Contents, cell: Cell) -> dict[str, Any]:
 
 def _speculated(contents: Contents, result: SpeculationResult) -> dict[str, Any]:
     session = contents.measured_speed_up(result)
-    return {**result.metrics, "measured_speed_up": _ratio(session) if session else None}
+    measured = _ratio(session) if session else None
+    return {**result.metrics, "timed_runs": result.timed, "measured_speed_up": measured}
 
 
 def _session(contents: Contents, cell: Cell) -> dict[str, Any]:

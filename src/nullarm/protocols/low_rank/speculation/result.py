@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,12 @@ class Speculation:
 
     def _by_position(self, count: Count) -> tuple[int, ...]:
         return tuple(sum(getattr(r, count) > position for r in self.rounds) for position in range(self.draft_length))
+
+
+def speculation_of(row: Mapping[str, Any]) -> Speculation:
+    """What `dataclasses.asdict` made a row of, JSON or not; further keys are not looked at."""
+    rounds = tuple(Round(**one) for one in row["rounds"])
+    return Speculation(tuple(row["tokens"]), row["draft_length"], row["prefill_s"], rounds)
 
 
 def pooled(parts: Sequence[Speculation]) -> Speculation:

@@ -26,7 +26,7 @@ class SpeculativeDecoding(Subject):
         rule: How tokens are drawn and judged.
 
     Attributes:
-        runs: What every run counted, in order.
+        runs: What every run counted, in order, until somebody takes it away.
     """
 
     def __init__(
