@@ -67,8 +67,8 @@ class SimulatedMachine:
     def sentinel(self) -> Reading:
         """Log-normal noise, now and then a spike, a drift of 2 % over the session, the trouble and the power cap."""
         level = (1 + 0.02 * max(0, self.runs) / RUNS) * (1 + self.trouble(self.runs).slow)
-        spikes = 1 + 0.2 * (self.rng.random(2) < self.spikes)
-        gemm, copy = level * np.exp(self.noise * self.rng.normal(size=2)) * spikes
+        noise = np.exp(self.noise * self.rng.normal(size=2))
+        gemm, copy = level * noise * (1 + 0.2 * (self.rng.random(2) < self.spikes))
         return Reading(0.002 * gemm * (1.15 if self._capped else 1), 0.001 * copy)
 
     @contextmanager

@@ -42,7 +42,8 @@ _ALPHA = click.FloatRange(0, 0.5, min_open=True, max_open=True)
               help="Of both models.")  # fmt: skip
 @click.option("--device", help="A torch device; the GPU where there is one.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of blocks.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write runs.parquet, judgement.json and, where an arm speculates, speculation.json.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Write runs.parquet, judgement.json and, where an arm speculates, speculation.json.")  # fmt: skip
 @json_option
 def run(
     treatment: str, control: str, margin: float, alpha: float, dtype: str, device: str | None, seed: int,

@@ -26,7 +26,7 @@ def analyse(store: StudyStore) -> Analysis:
     held = timing_sessions(store)
     extra = {"sessions": {session.name: session.judgement.to_json() for session in held}}
     blind = {
-        s.contrast.name: f"session {s.name} would not have found a difference: its injected slowdown was not seen"
+        s.contrast.name: f"session {s.name} has not shown that it would have found a difference"
         for s in held
         if s.judgement.blind
     }

@@ -59,7 +59,7 @@ def side_by_side(
         return judge_same(margin=margin, alpha=alpha)
     runs: list[Run] = []
     counts: dict[int, Speculation] = {}
-    with instruments(torch.device(device)) as looking:
+    with instruments(torch.device(device), ours=settings.processes) as looking:
         session = Session(settings, run, looking, rng=np.random.default_rng(seed))
         for block in session.blocks(progress=tell):
             runs += block

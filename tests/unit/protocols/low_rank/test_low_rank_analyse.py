@@ -15,8 +15,10 @@ from nullarm.analysis import Analysis, Finding
 from nullarm.bench.runs import Run, run_table
 from nullarm.bench.session import Session
 from nullarm.bench.settings import BenchSettings
+from nullarm.errors import StudyError
 from nullarm.protocols.low_rank.analyse import analyse
 from nullarm.protocols.low_rank.cells.measure import _blocks
+from nullarm.protocols.low_rank.protocol import LowRank
 from nullarm.protocols.low_rank.tables import EVALUATE, ITEMS, MEASURE, RUNS, TREATMENT
 from nullarm.store.study_store import StudyStore
 from nullarm.store.tables import BLOCKS
@@ -91,7 +93,7 @@ def judged(
         elif cell.stage == MEASURE:
             runs = session_runs(cell, (speeds or {}).get(str(cell.slice), quiet)(cell))
             writer.table_artefact(RUNS, run_table(runs))
-            writer.table_artefact(BLOCKS, _blocks(runs, BenchSettings.model_validate(cell.parameters["bench"])))
+            writer.table_artefact(BLOCKS, _blocks(runs))
         writer.commit({})
     return analyse(store), store
 
@@ -183,14 +185,30 @@ def test_a_session_that_misses_a_slowdown_shows_no_null(tmp_path: Path) -> None:
     found, _ = judged(tmp_path / "s", low_rank_study(contrasts=contrasts, bench=BENCH), speeds=deaf)
 
     assert verdicts(found) == {"cost": "EQUIVALENT", "null": "INVALID", "found": "DIFFERENT"}
-    assert "missed a slowdown that was there: it cannot show a null" in finding(found, "null").judgement.reason
+    reason = finding(found, "null").judgement.reason
+    assert reason == "No null may be claimed: session null has not shown that it would have found a difference."
 
 
-def two_seeds(**more: Any) -> Study:
-    first = low_rank_study(bench=BENCH).model_dump(mode="json")
+def test_the_sources_procedure_is_judged_unpaired_and_shows_no_null(tmp_path: Path) -> None:
+    contrasts = (timing("compress", "baseline", "null", margin=0.1), timing("baseline", "compress", "found"))
+    study = low_rank_study(contrasts=contrasts, bench={**BENCH, "procedure": "blocked"})
+    found, _ = judged(tmp_path / "s", study, speeds={"found": faster})
+
+    assert verdicts(found) == {"cost": "EQUIVALENT", "null": "INVALID", "found": "DIFFERENT"}
+    assert finding(found, "found").judgement.test.startswith("Welch t")
+    assert finding(found, "found").judgement.unit == "runs"
+
+
+def test_the_sources_procedure_is_one_session() -> None:
+    with pytest.raises(StudyError, match=r"procedure blocked is one session.*got \[0, 1\]; valid: one seed"):
+        LowRank().plan(two_seeds(bench={**BENCH, "procedure": "blocked"}))
+
+
+def two_seeds(bench: dict[str, Any] = BENCH, **more: Any) -> Study:
+    first = low_rank_study(bench=bench).model_dump(mode="json")
     contrasts = [first["analysis"]["contrasts"][0], timing("compress", "baseline")]
     return changed({
-        "seeds": [0, 1], "parameters": {"bench": BENCH}, "analysis": {"contrasts": contrasts, **more}
+        "seeds": [0, 1], "parameters": {"bench": bench}, "analysis": {"contrasts": contrasts, **more}
     })  # fmt: skip
 
 

@@ -16,8 +16,7 @@ from low_rank_studies import BENCH, COMPRESS, QKV, SPECULATE, finished, laid, lo
 from low_rank_studies import weights_of as weights
 
 from nullarm.bench.runs import State, runs_of
-from nullarm.bench.session import Instruments, Session
-from nullarm.bench.settings import BenchSettings
+from nullarm.bench.session import Instruments
 from nullarm.bench.weather import Reading
 from nullarm.engines.inline import InlineEngine
 from nullarm.errors import DatasetError, Preempted
@@ -380,7 +379,7 @@ def test_a_session_that_is_killed_between_two_blocks_goes_on(tmp_path: Path) -> 
 
 
 @contextmanager
-def quiet(_: torch.device) -> Iterator[Instruments]:
+def quiet(device: torch.device, *, ours: int) -> Iterator[Instruments]:
     """Where nobody else computes."""
     machine = SimulatedMachine(np.random.default_rng(0))
     yield Instruments(lambda: Reading(0.002, 0.001), machine.watch)
@@ -411,7 +410,7 @@ def test_a_session_in_which_nobody_speculates_hands_on_no_counts(tmp_path: Path)
 def test_the_blocks_of_a_session_are_mean_logarithms_of_runs_that_may_be_believed(many: StudyStore) -> None:
     runs = runs_of(finished(many, "measure").table(RUNS))
     believed = [replace(run, state=State.CONTAMINATED if run.block == 2 else State.CLEAN) for run in runs]
-    rows = measure._blocks(believed, BenchSettings.model_validate(BENCH)).to_pylist()
+    rows = measure._blocks(believed).to_pylist()
 
     assert {row["item"] for row in rows} == {"block 0", "block 1", "block 3", "block 4"}
     for row in rows:
@@ -421,23 +420,10 @@ def test_the_blocks_of_a_session_are_mean_logarithms_of_runs_that_may_be_believe
             assert row[arm] == pytest.approx(np.log(speeds).mean())
 
 
-def test_the_sources_procedure_stands_for_blocks_by_its_runs() -> None:
-    settings = BenchSettings(procedure="blocked")
-    where = SimulatedMachine(np.random.default_rng(0), noise=0.001)
-    session = Session(settings, where.run, where.instruments, rng=np.random.default_rng(0), clock=where.clock)
-    runs = [run for block in session.blocks() for run in block]
-    table = measure._blocks(runs, settings)
-
-    assert table["item"].to_pylist() == ["run 0", "run 1", "run 2", "run 3"]
-    assert table["control"].to_pylist() == pytest.approx([np.log(run.tokens_per_s) for run in runs[:4]])
-    assert table["treatment"].to_pylist() == pytest.approx([np.log(run.tokens_per_s) for run in runs[4:]])
-
-
-@pytest.mark.parametrize("procedure", ["abba", "blocked"])
-def test_a_session_without_a_run_that_may_be_believed_has_no_blocks(many: StudyStore, procedure: str) -> None:
+def test_a_session_without_a_run_that_may_be_believed_has_no_blocks(many: StudyStore) -> None:
     runs = runs_of(finished(many, "measure").table(RUNS))
     disturbed = [replace(run, state=State.CONTAMINATED) for run in runs]
-    table = measure._blocks(disturbed, BenchSettings.model_validate({**BENCH, "procedure": procedure}))
+    table = measure._blocks(disturbed)
 
     assert len(table) == 0
     assert [str(t) for t in table.schema.types] == ["string", "double", "double"]

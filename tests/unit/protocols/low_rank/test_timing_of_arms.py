@@ -178,7 +178,7 @@ def timed(treatment: TimedArm, out: Path | None) -> Any:
 
 
 @contextmanager
-def quiet(_: torch.device) -> Iterator[Instruments]:
+def quiet(device: torch.device, *, ours: int) -> Iterator[Instruments]:
     """Where nobody else computes."""
     machine = SimulatedMachine(np.random.default_rng(0))
     yield Instruments(lambda: Reading(0.002, 0.001), machine.watch)

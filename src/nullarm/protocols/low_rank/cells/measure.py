@@ -37,7 +37,7 @@ def run(context: CellContext) -> CellResult:
     settings = BenchSettings.model_validate(context.cell.parameters["bench"])
     done, counts = _committed(context)
     timed = runner(_subjects(context, settings))
-    with instruments(torch.device(device())) as looking:
+    with instruments(torch.device(device()), ours=settings.processes) as looking:
         session = Session(settings, timed, looking, rng=np.random.default_rng(context.cell.seed))
         for runs in session.blocks(done, should_stop=context.should_stop, progress=context.progress):
             found = timed.counted(runs) if isinstance(timed, Resident) else {}
@@ -45,7 +45,7 @@ def run(context: CellContext) -> CellResult:
             done += runs
             counts |= found
     context.writer.table_artefact(RUNS, run_table(done))
-    context.writer.table_artefact(BLOCKS, _blocks(done, settings))
+    context.writer.table_artefact(BLOCKS, _blocks(done))
     if counts:
         plain = _arm(context, "control").as_loaded
         context.writer.json_artefact(SPECULATION, predictions(done, counts, plain=plain))
@@ -87,14 +87,12 @@ def _arm(context: CellContext, role: str) -> TimedArm:
     return TimedArm(context.cell.settings["model"], factors, context.cell.parameters["speculation"].get(role))
 
 
-def _blocks(runs: list[Run], settings: BenchSettings) -> pa.Table:
-    """The blocks that may enter a verdict. `blocked` has one, whose k-th runs of both arms stand for blocks."""
+def _blocks(runs: list[Run]) -> pa.Table:
+    """The blocks that may enter a verdict; one of `blocked`, whose runs are judged unpaired."""
     speeds: dict[str, dict[str, list[float]]] = {"treatment": {}, "control": {}}
     for run in judged(runs):
         if run.phase == "contrast":
-            mine = speeds[run.arm]
-            name = f"run {len(mine)}" if settings.procedure == "blocked" else f"block {run.block}"
-            mine.setdefault(name, []).append(run.tokens_per_s)
+            speeds[run.arm].setdefault(f"block {run.block}", []).append(run.tokens_per_s)
     names = list(speeds["control"])
     scores = {
         arm: block_scores([mine[name] for name in names])[:, 0] if names else np.empty(0)
