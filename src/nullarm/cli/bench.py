@@ -115,7 +115,10 @@ def _refuse_invalid(name: str, judged: SessionJudgement) -> None:
     from nullarm.errors import InvalidResult
 
     if judged.verdict == "INVALID":
-        raise InvalidResult(f"{name}: no verdict, the session is {judged.session}", next_command="run it again")
+        raise InvalidResult(
+            f"{name}: no verdict, the session is {judged.session}",
+            next_command="close what else is running, and time the arms again",
+        )
 
 
 def _print_session(name: str, judged: SessionJudgement) -> None:

@@ -74,6 +74,17 @@ def parameter_count(ref: str) -> int:
     return _family(facts, ref).parameter_count(facts)
 
 
+def context_length(ref: str) -> int | None:
+    """Positions that a model was made for; None where its configuration does not say.
+
+    Raises:
+        ModelError: Its configuration is not at hand.
+    """
+    config = _config(parse(ref), ref)
+    found = config.get("max_position_embeddings", config.get("n_positions"))
+    return None if found is None else int(found)
+
+
 def linear_shapes(ref: str) -> dict[str, tuple[int, int]]:
     """`(in, out)` of every projection inside the blocks, by module name, such as `model.layers.0.mlp.up_proj`.
 

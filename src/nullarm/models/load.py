@@ -196,7 +196,7 @@ def _check_placement(dtype: str, device: str) -> None:
     if dtype not in DTYPES:
         raise ModelError("unknown dtype", value=dtype, valid=DTYPES)
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError("there is no CUDA device here", value=device, valid="cpu", next_command="nullarm doctor")
+        raise ModelError("there is no CUDA device here", value=device, valid="cpu", next_command="nvidia-smi")
 
 
 def _unloadable(reference: Reference, ref: str, error: Exception) -> ModelError:

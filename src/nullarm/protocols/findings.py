@@ -50,7 +50,7 @@ def unfinished(store: StudyStore, stage: str, done: Collection[str]) -> Iterator
 def _card(finding: Finding, analysis: Analysis) -> VerdictCard:
     judged = finding.judgement
     harmful = judged.verdict is Verdict.HARMFUL
-    settled = judged.verdict in (Verdict.CONFIRMED, Verdict.HARMFUL, Verdict.EQUIVALENT)
+    settled = judged.verdict in (Verdict.CONFIRMED, Verdict.HARMFUL, Verdict.EQUIVALENT, Verdict.DIFFERENT)
     return VerdictCard(
         name=f"{judged.name}: {finding.contrast.treatment} against {finding.contrast.control}",
         verdict=judged.verdict.value,

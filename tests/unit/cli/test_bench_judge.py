@@ -32,7 +32,7 @@ def test_the_clean_session_is_a_null_at_half_a_per_cent(rule: str) -> None:
 def test_the_contaminated_session_is_invalid_and_shows_its_numbers(rule: str) -> None:
     outcome = nullarm("bench", "judge", CONTAMINATED, "--rule", rule, "--json")
     assert outcome.code == 5
-    assert "no verdict, the session is CONTAMINATED; next: run it again" in outcome.error
+    assert "no verdict, the session is CONTAMINATED; next: close what else is running" in outcome.error
     data = outcome.json
     assert (data["verdict"], data["session"]) == ("INVALID", "CONTAMINATED")
     assert data["sessions"] == {"ours": "CONTAMINATED", "source": "CONTAMINATED"}

@@ -8,7 +8,14 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from nullarm.errors import ModelError
-from nullarm.models.facts import linear_shapes, parameter_count, shape_facts, tensor_shapes, weights_directory
+from nullarm.models.facts import (
+    context_length,
+    linear_shapes,
+    parameter_count,
+    shape_facts,
+    tensor_shapes,
+    weights_directory,
+)
 from nullarm.models.instantiate import instantiate
 from nullarm.models.shapes import SHAPES, shape_of_hub_id
 from nullarm.models.tiny import build as building
@@ -154,3 +161,9 @@ def test_shapes_of_an_unknown_family_are_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ModelError, match=r"not known in advance.*'gpt9'.*llama"):
         linear_shapes(str(tmp_path))
+
+
+def test_the_context_of_a_model_is_what_its_configuration_says() -> None:
+    assert context_length("builtin:world") == 512
+    assert context_length("random:tiny-gpt2") == SHAPES["tiny-gpt2"].config.get("n_positions")
+    assert context_length("meta-llama/Llama-3.1-8B-Instruct") == 131072

@@ -38,6 +38,8 @@ class Text(ABC):
     """
 
     name: ClassVar[str]
+    downloads: ClassVar[bool] = False
+    """Whether its documents may have to be fetched before they can be counted."""
 
     @abstractmethod
     def tokens_per_split(self, split: Split) -> int:
@@ -73,8 +75,12 @@ class Text(ABC):
 
 
 def documents_hash(text: Text) -> str:
-    """SHA-256, in hex, of every document of both splits."""
-    return settings_hash({split: [[d.id, d.text] for d in text.read(split)] for split in SPLITS})
+    """SHA-256, in hex, of every document of both splits, which are compared first.
+
+    Raises:
+        DatasetError: As `Text.documents`.
+    """
+    return settings_hash({split: [[d.id, d.text] for d in text.documents(split)] for split in SPLITS})
 
 
 def estimated_tokens(documents: Sequence[Document]) -> int:

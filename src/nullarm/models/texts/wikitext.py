@@ -30,6 +30,7 @@ class WikiText(Text):
     """
 
     name: ClassVar[str] = "wikitext"
+    downloads: ClassVar[bool] = True
     path: str | None = None
     revision: str = "main"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nullarm.analysis import Analysis, withheld
+from nullarm.analysis import Analysis, Finding, withheld
 from nullarm.analysis import analyse as judge
 from nullarm.bench.runs import State
 from nullarm.bench.settings import BenchSettings
@@ -30,7 +30,16 @@ def analyse(store: StudyStore) -> Analysis:
         for s in held
         if s.judgement.blind
     }
-    return judge(store, (EVALUATE,), extra, dict(_given(store, held)), blind)
+    analysis = judge(store, (EVALUATE,), extra, dict(_given(store, held)), blind)
+    return replace(analysis, findings=tuple(_suspected(finding, held) for finding in analysis.findings))
+
+
+def _suspected(finding: Finding, held: list[TimingSession]) -> Finding:
+    """The finding, with a word on a session that is not quite to be believed."""
+    if not any(s.contrast == finding.contrast and s.judgement.session is State.SUSPECT for s in held):
+        return finding
+    reason = f"{finding.judgement.reason} The session is SUSPECT."
+    return replace(finding, judgement=replace(finding.judgement, reason=reason))
 
 
 def _given(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[str, Judgement]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from nullarm.errors import ModelError
+from nullarm.models.texts.factory import make_text
 from nullarm.protocols.low_rank.parameters import LowRankParameters
 from nullarm.protocols.low_rank.sizes import Sizes
 from nullarm.protocols.model_access import download_bytes
@@ -15,9 +16,16 @@ def notes(parameters: LowRankParameters) -> tuple[str, ...]:
     need, _ = download_bytes([parameters.model])
     downloads = [f"downloads about {need / (1 << 30):.0f} GiB to HF_HOME"] if need else []
     try:
-        return (*downloads, *_sizes(parameters))
+        return (*downloads, *_text(parameters), *_sizes(parameters))
     except ModelError as error:
         return (*downloads, f"no bytes beforehand: {error.problem}")
+
+
+def _text(parameters: LowRankParameters) -> list[str]:
+    text = make_text(parameters.text)
+    if text.downloads or (found := len(text.documents("test"))) > 1:
+        return []
+    return [f"the test split has {found} document: perplexities have no interval, and contrasts over items one cluster"]
 
 
 def _sizes(parameters: LowRankParameters) -> list[str]:

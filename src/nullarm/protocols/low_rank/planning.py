@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from nullarm.errors import StudyError, nearest
+from nullarm.models.facts import context_length
 from nullarm.models.reference import content_id
 from nullarm.models.texts.factory import make_text
 from nullarm.protocols.low_rank.estimates import Estimates
@@ -52,12 +53,43 @@ def low_rank_cells(study: Study, parameters: LowRankParameters, version: int) ->
         raise StudyError(
             f"parameters.rerun {parameters.rerun!r} is no timed contrast{nearest(parameters.rerun, names)}", valid=names
         )
+    _refuse_what_cannot_run(parameters)
     return list(_Planner(study, parameters, version).cells())
 
 
 def timed(study: Study) -> list[Contrast]:
     """The contrasts that time two arms against each other."""
     return [contrast for contrast in study.analysis.contrasts if contrast.test == "paired_blocks"]
+
+
+def _refuse_what_cannot_run(parameters: LowRankParameters) -> None:
+    """What shapes and local texts tell beforehand."""
+    most = context_length(parameters.model)
+    if most is not None and parameters.window > most:
+        raise StudyError(
+            f"parameters.window is longer than the context of {parameters.model}", value=parameters.window,
+            valid=f"up to {most}",
+        )  # fmt: skip
+    sizes = Sizes(parameters)
+    for name, arm in parameters.compression.items():
+        rank = arm.budget.rank if arm.budget else None
+        if rank is not None and rank > (largest := max(group.max_rank for group in sizes.groups(arm))):
+            raise StudyError(
+                f"compression.{name}.budget.rank is above the rank of the matrices", value=rank,
+                valid=f"up to {largest}",
+            )  # fmt: skip
+        wanted, documents = arm.speculation.prompts if arm.speculation else 0, _documents(parameters)
+        if documents is not None and wanted > documents:
+            raise StudyError(
+                f"compression.{name}.speculation.prompts are more than the test split has documents", value=wanted,
+                valid=f"up to {documents}",
+            )  # fmt: skip
+
+
+def _documents(parameters: LowRankParameters) -> int | None:
+    """Documents of the test split; None of a text that would have to be downloaded to know."""
+    text = make_text(parameters.text)
+    return None if text.downloads else len(text.documents("test"))
 
 
 def _match_arms(study: Study, parameters: LowRankParameters) -> None:
@@ -70,7 +102,7 @@ def _match_arms(study: Study, parameters: LowRankParameters) -> None:
         name = min(odd)
         what = "an arm without a compression" if name in study.arms else "a compression without an arm"
         raise StudyError(
-            f"{study.name}: {name!r} is {what}", valid=sorted(study.arms),
+            f"{study.name}: {name!r} is {what}", valid=sorted(set(study.arms) & set(parameters.compression)),
             next_command="give `factors` and `parameters.compression` the same names",
         )  # fmt: skip
     for name, arm in parameters.compression.items():

@@ -14,6 +14,7 @@ from nullarm.protocols.low_rank.tables import COMPRESS, FACTORS
 from nullarm.store.files import read_json
 from nullarm.store.study_store import StudyStore
 
+LOCK = "study.lock.yaml"
 FORMS = "a model reference, a directory with compression.json, or STUDY_DIR:ARM of a low_rank study"
 
 
@@ -50,6 +51,10 @@ def timed_arm(name: str) -> TimedArm:
     directory, colon, arm = name.rpartition(":")
     if colon and Path(directory).is_dir():
         return _of_study(Path(directory), arm)
+    if colon and directory not in ("builtin", "random"):
+        raise UsageError("there is no study directory", value=directory, valid=FORMS)
+    if (Path(name) / LOCK).is_file():
+        raise UsageError("a study directory has several arms: say which", value=name, valid=f"{name}:ARM")
     if (config := Path(name) / "compression.json").is_file():
         return TimedArm(read_json(config)["base"]["model"], Path(name))
     parse(name)

@@ -345,9 +345,9 @@ def test_drawn_speculation_is_not_compared_and_does_not_hang_on_where_it_was_sto
 
 
 def test_prompts_that_are_not_there_are_missed_by_name(tmp_path: Path) -> None:
-    said = {"spec": {"speculation": {**SPECULATE["speculation"], "prompts": 7}}}
+    said = {"spec": {"speculation": {**SPECULATE["speculation"], "prompts": 6, "prompt_tokens": 400}}}
     store, cell = half_run(tmp_path / "study", low_rank_study(said), ("speculate", "spec"))
-    words = r"too few documents of 8 tokens; got 6; valid: at least speculation\.prompts, 7"
+    words = r"too few documents of 400 tokens; got 0; valid: at least speculation\.prompts, 6"
     with pytest.raises(DatasetError, match=words):
         Opened(store, cell).run(speculate.run)
 

@@ -126,10 +126,27 @@ def test_every_knob_of_an_arm_makes_other_factors(change: dict[str, Any]) -> Non
     assert of({**COMPRESS, **change}).id != of(COMPRESS).id
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"compression": {"one": {**COMPRESS, "budget": {"rank": 65}}}},
+         r"compression\.one\.budget\.rank is above the rank of the matrices; got 65; valid: up to 64"),
+        ({"compression": {"spec": {"speculation": {"drafter": "compress", "prompts": 7}}}},
+         r"compression\.spec\.speculation\.prompts are more than the test split has documents; got 7; valid: up to 6"),
+        ({"window": 513, "calibration_tokens": 1024},
+         r"parameters\.window is longer than the context of builtin:world; got 513; valid: up to 512"),
+    ],
+)  # fmt: skip
+def test_what_shapes_and_texts_tell_is_refused_before_anything_runs(change: dict[str, Any], words: str) -> None:
+    arms = change.pop("compression", {})
+    with pytest.raises(StudyError, match=words):
+        plan(low_rank_study(arms, **change))
+
+
 def test_budgets_of_equal_numbers_are_one_question() -> None:
-    found = {b: cell(plan(low_rank_study({"one": {**COMPRESS, "budget": {"rank": b}}})), "compress", "one").id
-             for b in (64, 65)}  # fmt: skip
-    assert found[64] == found[65]  # the largest rank of d = 64
+    budgets: list[dict[str, Any]] = [{"rank": 21}, {"keep": 0.4922}]
+    found = [cell(plan(low_rank_study({"one": {**COMPRESS, "budget": b}})), "compress", "one").id for b in budgets]
+    assert found[0] == found[1]
 
 
 def test_a_new_arm_runs_no_other_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
+from typing import Literal
 
 from nullarm.analysis import Analysis
 from nullarm.bench.difference import SpeedDifference
@@ -126,19 +127,19 @@ def _trace(session: TimingSession) -> Plot:
         x=Axis("seconds from the session's start"),
         y=Axis("tokens a second"),
         panels=(speed, *(_sentinel(session, title, columns) for title, columns in SENTINELS.items())),
-        caption="Control: every run of it, those of A/A blocks too. Slowed control: with the injected slowdown of "
+        caption="Suspect, contaminated: whoever ran, as each point says. Control: every run of it, those of A/A blocks "
+        "too. Slowed control: with the injected slowdown of "
         f"{show_percent(slowdown)}. Blocks with a contaminated run were run again later, and enter nothing. Sentinels: "
         "fixed work, before and after each run.",
     )
 
 
 def _speeds(session: TimingSession) -> Iterator[Series]:
-    """Who ran, apart by how far the run may be believed."""
+    """Who ran, and apart from them the runs that are not to be believed; all names always, for their colours."""
     for name, is_subject in SUBJECTS.items():
-        for state in State:
-            runs = [run for run in session.runs if is_subject(run) and run.state is state]
-            if runs:
-                yield _series(f"{name}, {MARKS[state]}" if state in MARKS else name, runs, session)
+        yield _series(name, [run for run in session.runs if is_subject(run) and run.state not in MARKS], session)
+    for state, mark in MARKS.items():
+        yield _series(mark, [run for run in session.runs if run.state is state], session)
 
 
 def _series(name: str, runs: Sequence[Run], session: TimingSession) -> Series:
@@ -158,14 +159,25 @@ def _hover(run: Run) -> str:
 
 
 def _sentinel(session: TimingSession, title: str, columns: tuple[str, str]) -> PlotPanel:
-    """Milliseconds, at the run's start and at its end."""
-    series = Series(
-        name="sentinel",
-        x=[x for run in session.runs for x in (run.started_s, run.started_s + run.prefill_s + run.decode_s)],
-        y=[_ms(getattr(run, column)) for run in session.runs for column in columns],
+    """Milliseconds, at each run's start and at its end, marked where the run is not to be believed."""
+    line = _readings("sentinel", session.runs, session, columns, "line")
+    marks = [
+        _readings(mark, [run for run in session.runs if run.state is state], session, columns, "points")
+        for state, mark in MARKS.items()
+    ]
+    return PlotPanel(title, (line, *marks), Axis("ms"))
+
+
+def _readings(
+    name: str, runs: Sequence[Run], session: TimingSession, columns: tuple[str, str], style: Literal["line", "points"]
+) -> Series:
+    return Series(
+        name=name,
+        x=[x for run in runs for x in (run.started_s, run.started_s + run.prefill_s + run.decode_s)],
+        y=[_ms(getattr(run, column)) for run in runs for column in columns],
         cells=((session.cell.id,),),
+        style=style,
     )
-    return PlotPanel(title, (series,), Axis("ms"))
 
 
 def _ms(seconds: float | None) -> float | None:
