@@ -8,7 +8,6 @@ from dataclasses import replace
 from nullarm.analysis import Analysis, Finding, withheld
 from nullarm.analysis import analyse as judge
 from nullarm.bench.runs import State
-from nullarm.bench.settings import BenchSettings
 from nullarm.protocols.low_rank.parameters import LowRankParameters
 from nullarm.protocols.low_rank.sessions import TimingSession, timing_sessions
 from nullarm.protocols.low_rank.tables import EVALUATE, TREATMENT
@@ -44,7 +43,8 @@ def _suspected(finding: Finding, held: list[TimingSession]) -> Finding:
 
 def _given(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[str, Judgement]]:
     weights, study = _weights(store), store.lock.study
-    arms = LowRankParameters.model_validate(study.parameters).compression
+    parameters = LowRankParameters.model_validate(study.parameters)
+    arms = parameters.compression
     for contrast in study.analysis.contrasts:
         treated, control = weights.get(contrast.treatment), weights.get(contrast.control)
         decoded_alike = arms[contrast.treatment].speculation == arms[contrast.control].speculation
@@ -54,7 +54,7 @@ def _given(store: StudyStore, held: list[TimingSession]) -> Iterator[tuple[str, 
         elif disturbed := [one.reasons for one in mine if one.session is State.CONTAMINATED]:
             why = f"{disturbed[0][0]} {'; '.join(disturbed[0][1:])}".strip()
             yield contrast.name, withheld(study, contrast, Verdict.INVALID, why)
-        elif mine and BenchSettings.model_validate(study.parameters["bench"]).procedure == "blocked":
+        elif mine and parameters.bench.procedure == "blocked":
             yield contrast.name, _unpaired(contrast, mine[0].contrast.judgement)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from low_rank_studies import QKV, SPECULATE, changed, laid, low_rank_study, timing
+from low_rank_studies import QKV, SPECULATE, changed, laid, low_rank_study, the_cell, timing
 
 from nullarm.analysis import Analysis, Finding
 from nullarm.bench.runs import Run, run_table
@@ -198,6 +198,14 @@ def test_the_sources_procedure_is_judged_unpaired_and_shows_no_null(tmp_path: Pa
     assert verdicts(found) == {"cost": "EQUIVALENT", "null": "INVALID", "found": "DIFFERENT"}
     assert finding(found, "found").judgement.test.startswith("Welch t")
     assert finding(found, "found").judgement.unit == "runs"
+
+
+def test_a_study_that_says_nothing_of_its_bench_has_sessions_of_the_default(tmp_path: Path) -> None:
+    asked = low_rank_study(contrasts=(timing("baseline", "compress"),)).model_dump(mode="json")
+    del asked["parameters"]["bench"]
+    found, store = judged(tmp_path / "s", Study.model_validate(asked), speeds={"speed": faster})
+    assert verdicts(found) == {"cost": "EQUIVALENT", "speed": "DIFFERENT"}
+    assert the_cell(store, MEASURE).parameters["bench"]["blocks"] == 10
 
 
 def test_the_sources_procedure_is_one_session() -> None:
