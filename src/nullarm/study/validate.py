@@ -66,6 +66,13 @@ def _one_line(
         )
     if first["type"] == "missing":
         return StudyError(f"{where}: {dotted!r} is missing{more}", next_command=following)
+    if first["type"] == "union_tag_invalid":
+        context = {name: re.findall("'([^']+)'", str(words)) for name, words in first["ctx"].items()}
+        (key,), known, tag = context["discriminator"], context["expected_tags"], str(first["ctx"]["tag"])
+        return StudyError(
+            f"{where}: {dotted}.{key} is unknown{nearest(tag, known)}{more}", value=tag, valid=known,
+            next_command=following,
+        )  # fmt: skip
     message = str(first["msg"])
     for theirs, ours in _WORDS:
         message = re.sub(theirs, ours, message)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from nullarm.errors import StudyError
 from nullarm.protocols.rank_mechanism.parameters import RankMechanismParameters
-from nullarm.study.spec import Study
+from nullarm.study.spec import Strict, Study
 from nullarm.study.validate import validated
 from support.rehearsals import study, study_data
 
@@ -152,6 +153,22 @@ def test_the_place_of_the_nearest_known_key_is_named() -> None:
         validated(Study, study_data({"analysis.alpha": 2}), "f.yaml", places)
     with pytest.raises(StudyError, match=r"^f\.yaml:9: unknown key 'analysis\.alhpa'"):
         validated(Study, study_data({"analysis.alhpa": 2}), "f.yaml", places)
+
+
+def test_a_misspelt_kind_is_told_like_any_other_word() -> None:
+    class Round(Strict):
+        kind: Literal["round"]
+
+    class Square(Strict):
+        kind: Literal["square"]
+
+    class Box(Strict):
+        shape: Annotated[Round | Square, Field(discriminator="kind")]
+
+    with pytest.raises(StudyError) as caught:
+        validated(Box, {"shape": {"kind": "squar"}}, "f.yaml", {"p.shape": "f.yaml:3"}, ("p",))
+    words = "f.yaml:3: p.shape.kind is unknown (did you mean 'square'?); got 'squar'; valid: round, square; next: "
+    assert str(caught.value).startswith(words)
 
 
 def test_a_study_cannot_be_changed() -> None:
