@@ -53,8 +53,9 @@ def low_rank_cells(study: Study, parameters: LowRankParameters, version: int) ->
         raise StudyError(
             f"parameters.rerun {parameters.rerun!r} is no timed contrast{nearest(parameters.rerun, names)}", valid=names
         )
-    _refuse_what_cannot_run(parameters)
-    return list(_Planner(study, parameters, version).cells())
+    planner = _Planner(study, parameters, version)
+    _refuse_what_cannot_run(parameters, planner.sizes)
+    return list(planner.cells())
 
 
 def timed(study: Study) -> list[Contrast]:
@@ -62,7 +63,7 @@ def timed(study: Study) -> list[Contrast]:
     return [contrast for contrast in study.analysis.contrasts if contrast.test == "paired_blocks"]
 
 
-def _refuse_what_cannot_run(parameters: LowRankParameters) -> None:
+def _refuse_what_cannot_run(parameters: LowRankParameters, sizes: Sizes) -> None:
     """What shapes and local texts tell beforehand."""
     most = context_length(parameters.model)
     if most is not None and parameters.window > most:
@@ -70,7 +71,8 @@ def _refuse_what_cannot_run(parameters: LowRankParameters) -> None:
             f"parameters.window is longer than the context of {parameters.model}", value=parameters.window,
             valid=f"up to {most}",
         )  # fmt: skip
-    sizes = Sizes(parameters)
+    speculate = any(arm.speculation for arm in parameters.compression.values())
+    documents = _documents(parameters) if speculate else None
     for name, arm in parameters.compression.items():
         rank = arm.budget.rank if arm.budget else None
         if rank is not None and rank > (largest := max(group.max_rank for group in sizes.groups(arm))):
@@ -78,7 +80,7 @@ def _refuse_what_cannot_run(parameters: LowRankParameters) -> None:
                 f"compression.{name}.budget.rank is above the rank of the matrices", value=rank,
                 valid=f"up to {largest}",
             )  # fmt: skip
-        wanted, documents = arm.speculation.prompts if arm.speculation else 0, _documents(parameters)
+        wanted = arm.speculation.prompts if arm.speculation else 0
         if documents is not None and wanted > documents:
             raise StudyError(
                 f"compression.{name}.speculation.prompts are more than the test split has documents", value=wanted,
@@ -158,7 +160,7 @@ class _Planner:
         return self._cell(
             SWEEP, self.study.seeds[0], asked, slice=".".join(said), inputs=self._inputs,
             settings={"layers_at_once": self.parameters.layers_at_once},
-            estimate=self._estimates.sweep(self._sizes, sweep),
+            estimate=self._estimates.sweep(self.sizes, sweep),
         )  # fmt: skip
 
     def _compress(self, name: str, seed: int, replicate: int | None) -> Cell:
@@ -166,13 +168,13 @@ class _Planner:
         asked = {
             **self._calibration,
             "compression": arm.model_dump(mode="json", exclude={"budget", "speculation"}),
-            "numbers": self._sizes.numbers(name),
+            "numbers": self.sizes.numbers(name),
         }
         needs = {"spectra": self._spectra.id} if arm.allocation.kind in BY_VARIANCE else {}
         return self._cell(
             COMPRESS, seed, asked, arm=name, replicate=replicate, inputs=self._inputs, needs=needs,
             settings={"layers_at_once": self.parameters.layers_at_once},
-            estimate=self._estimates.compress(self._sizes, name),
+            estimate=self._estimates.compress(self.sizes, name),
         )  # fmt: skip
 
     def _evaluate(self, name: str, seed: int, replicate: int | None, factors: Cell | None) -> Cell:
@@ -236,7 +238,8 @@ class _Planner:
         return {name: known[name] for name in names}
 
     @cached_property
-    def _sizes(self) -> Sizes:
+    def sizes(self) -> Sizes:
+        """How much each arm keeps."""
         return Sizes(self.parameters)
 
     @cached_property

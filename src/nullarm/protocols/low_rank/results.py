@@ -106,10 +106,16 @@ def arm_results(store: StudyStore, held: Sequence[TimingSession]) -> list[ArmRes
         IntegrityError: An artefact is not what its hash says.
     """
     found = {cell.id: _Evaluation(cell, done) for cell, done in finished_cells(store, EVALUATE)}
-    speeds, name = _speeds(held), baseline_arm(store)
+    speeds, name, drafters = _speeds(held), baseline_arm(store), _drafters(store)
     baselines = {e.cell.seed: e for e in found.values() if e.cell.arm == name}
     return [
-        _result(store, one, baselines.get(one.cell.seed), speeds.get((str(one.cell.arm), one.cell.seed)))
+        _result(
+            store,
+            one,
+            baselines.get(one.cell.seed),
+            speeds.get((str(one.cell.arm), one.cell.seed)),
+            drafters.get((str(one.cell.arm), one.cell.seed), 0),
+        )
         for one in found.values()
     ]
 
@@ -166,11 +172,10 @@ def _speeds(held: Sequence[TimingSession]) -> dict[tuple[str, int], TimingSessio
 
 
 def _result(
-    store: StudyStore, one: _Evaluation, baseline: _Evaluation | None, speed: TimingSession | None
+    store: StudyStore, one: _Evaluation, baseline: _Evaluation | None, speed: TimingSession | None, drafts: int
 ) -> ArmResult:
     cell, metrics, treatment = one.cell, one.finished.record.metrics, one.treatment
     rise, rise_interval = _rise(store, one, baseline)
-    drafts = _drafter_bytes(store, cell)
     slot_bytes = treatment["slot_bytes"] + drafts
     return ArmResult(
         arm=str(cell.arm), seed=cell.seed, replicate=cell.replicate, cell=cell.id,
@@ -183,13 +188,16 @@ def _result(
     )  # fmt: skip
 
 
-def _drafter_bytes(store: StudyStore, cell: Cell) -> int:
-    """Bytes of the factors that an arm holds beside the weights that it verifies with."""
-    speculation = LowRankParameters.model_validate(store.lock.study.parameters).compression[str(cell.arm)].speculation
-    if speculation is None:
-        return 0
-    made = {c.arm: done for c, done in finished_cells(store, COMPRESS) if c.seed == cell.seed}
-    return int(made[speculation.drafter].record.metrics["bytes"] or 0) if speculation.drafter in made else 0
+def _drafters(store: StudyStore) -> dict[tuple[str, int], int]:
+    """By arm that speculates and seed, bytes of the factors that it holds beside the weights that it verifies with."""
+    compression = LowRankParameters.model_validate(store.lock.study.parameters).compression
+    drafters = {name: arm.speculation.drafter for name, arm in compression.items() if arm.speculation}
+    return {
+        (name, cell.seed): int(done.record.metrics["bytes"] or 0)
+        for cell, done in finished_cells(store, COMPRESS)
+        for name, drafter in drafters.items()
+        if cell.arm == drafter
+    }
 
 
 def _rise(store: StudyStore, one: _Evaluation, baseline: _Evaluation | None) -> tuple[float | None, Interval | None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 
 import numpy as np
 
 from nullarm.protocols.low_rank.allocation.allocate import allocate
 from nullarm.protocols.low_rank.methods.settings import RoundToNearest
-from nullarm.protocols.low_rank.parameters import CompressionArm, LowRankParameters
+from nullarm.protocols.low_rank.parameters import CompressionArm, LowRankParameters, Slot
 from nullarm.protocols.low_rank.slots import Group, groups
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -31,7 +33,12 @@ class Sizes:
             ModelError: The model's shape is not known.
         """
         assert arm.method is not None  # for the type checker: only treated arms are asked for
-        return groups(self.parameters.model, arm.slots, shared=arm.method.shared)
+        return self._groups(arm.slots, arm.method.shared)
+
+    @cached_property
+    def _groups(self) -> Callable[[tuple[Slot, ...], bool], list[Group]]:
+        """The model's shapes are read once for arms of the same groups: a GGUF file's header takes a while."""
+        return cache(partial(groups, self.parameters.model))
 
     def numbers(self, name: str) -> int | None:
         """Numbers that an arm's factors may have altogether; None where matrices are rounded.
