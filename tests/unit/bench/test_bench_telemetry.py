@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -18,43 +17,21 @@ from nullarm.bench.host import HostTimes, host_times, load_between
 from nullarm.bench.settings import BenchSettings
 from nullarm.bench.telemetry import Telemetry
 from nullarm.bench.weather import GpuLook, Weather
+from support.nvml import FakeNvml as Driver
 from support.processes import eventually
 
 
-class NvmlError(Exception):
-    """What the fake driver raises."""
-
-
-class FakeNvml:
+class FakeNvml(Driver):
     """NVML as the probe sees it: one GPU, on it this process and others, and calls that fail on demand."""
 
-    NVMLError = NvmlError
-    NVML_TEMPERATURE_GPU = 0
     NVML_CLOCK_SM = 1
     NVML_CLOCK_MEM = 2
 
     def __init__(self) -> None:
-        self.failing: set[str] = set()
+        super().__init__()
         self.mine, self.others = [os.getpid()], list[int]()
         self.reasons = 0x1 | 0x2
         self.looks = 0
-        self.is_open = False
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if not name.startswith("nvml") or name not in self.failing:
-            return found
-
-        def fail(*arguments: object) -> None:
-            raise NvmlError(name)
-
-        return fail
-
-    def nvmlInit(self) -> None:
-        self.is_open = True
-
-    def nvmlShutdown(self) -> None:
-        self.is_open = False
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         return uuid

@@ -5,42 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from nullarm.sites.gpu_monitor import GpuMonitor, GpuSample
+from support.nvml import FakeNvml as Driver
 
 
-class NvmlError(Exception):
-    """What the fake driver raises."""
-
-
-class FakeNvml:
+class FakeNvml(Driver):
     """NVML as the monitor sees it: two GPUs, and calls that fail on demand."""
-
-    NVMLError = NvmlError
-    NVML_TEMPERATURE_GPU = 0
-
-    def __init__(self, *failing: str) -> None:
-        self.failing = set(failing)
-        self.is_open = False
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if not name.startswith("nvml") or name not in self.failing:
-            return found
-
-        def fail(*arguments: object) -> None:
-            raise NvmlError(name)
-
-        return fail
-
-    def nvmlInit(self) -> None:
-        self.is_open = True
-
-    def nvmlShutdown(self) -> None:
-        self.is_open = False
 
     def nvmlDeviceGetCount(self) -> int:
         return 2

@@ -1,6 +1,6 @@
 """Likelihoods of windows, and what they add up to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from math import exp, log
 from typing import Any
@@ -21,14 +21,6 @@ from nullarm.protocols.low_rank.perplexity.streams import tokenise
 from nullarm.protocols.low_rank.perplexity.windows import Window, windows
 
 LENGTH = 24
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

@@ -1,6 +1,5 @@
 """Singular values of real matrices, and the tables made of them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,6 @@ from nullarm.protocols.low_rank.spectra import ENERGIES, Spectrum, ranks_table, 
 
 REF = "random:tiny-llama"
 Loaded = tuple[Any, dict[tuple[int, str], InputStatistics]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """One layer at a time, on a real model."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -26,14 +25,6 @@ from nullarm.protocols.low_rank.sweep import LayerSweep, Swept, rank_at, swept_t
 
 KEEP = (0.9, 0.5, 0.2)
 Statistics = dict[tuple[int, str], InputStatistics]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import log
 from typing import Any
@@ -27,14 +27,6 @@ CASES: dict[str, dict[str, Any]] = {
     "scale": {"logit_scale": 0.3},
     "all": {"bias": 2.0, "softcap": 4.0, "logit_scale": 0.3},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

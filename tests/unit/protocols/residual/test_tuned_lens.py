@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +24,6 @@ class Texts:
         mask = torch.ones(4, 12, dtype=torch.long)
         mask[0, 8:] = 0
         return {"input_ids": torch.randint(5, 200, (4, 12), generator=generator), "attention_mask": mask}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
